@@ -1,0 +1,1 @@
+"""Questions in, predictions and metrics out."""

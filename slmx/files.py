@@ -1,0 +1,152 @@
+"""Files that are whole or absent: atomic writes, hashes, streaming JSON and JSONL (gzip too), safe paths."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import msgspec
+
+from slmx.errors import RefusedError, SlmxError
+
+BLOCK = 1 << 20
+MAX_ROW = 64 << 20  # a JSON value longer than this is taken for a broken file, so that memory stays bounded
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open for reading, through gzip where the content says so (its magic number, not the name)."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise SlmxError(f"There is no file {path}.", hint="Check the path; relative paths start here.") from None
+    except IsADirectoryError:
+        raise SlmxError(f"{path} is a folder; a file is needed here.") from None
+    except PermissionError:
+        raise SlmxError(f"{path} may not be read (permission denied).") from None
+    if stream.peek(2)[:2] == b"\x1f\x8b":
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=stream)), BLOCK))
+    return stream
+
+
+@contextmanager
+def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Write to a temporary file beside `path`; flush, sync and rename it when the block ends without an error.
+
+    Raises:
+        RefusedError: `path` exists and `overwrite` is false.
+    """
+    if not overwrite and path.exists():
+        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb", buffering=BLOCK) as out:
+            yield cast(BinaryIO, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; a result is as public as any other file
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    """Write a small file atomically."""
+    with atomic_write(path, overwrite=overwrite) as out:
+        out.write(content)
+
+
+def write_json(path: Path, value: Any, *, overwrite: bool = True) -> None:
+    """Write a value as indented JSON, atomically; keys keep their order, so equal values give equal bytes."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", overwrite=overwrite)
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file whole; SlmxError names the file when it is not JSON."""
+    with open_bytes(path) as stream:
+        content = stream.read()
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise SlmxError(f"{path} is not valid JSON: {error}.") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[Any], *, overwrite: bool = True) -> int:
+    """Write rows as JSON lines, atomically, one at a time; returns how many."""
+    encoder, count = msgspec.json.Encoder(), 0
+    with atomic_write(path, overwrite=overwrite) as out:
+        for row in rows:
+            out.write(encoder.encode(row))
+            out.write(b"\n")
+            count += 1
+    return count
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers (from 1), blank ones left out; a byte-order mark is dropped."""
+    with open_bytes(path) as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, line
+        except (EOFError, gzip.BadGzipFile, OSError) as error:
+            raise SlmxError(f"{path} is damaged: {error}.", hint="Fetch or unpack it again.") from None
+
+
+def hash_bytes(*parts: bytes | str) -> str:
+    """SHA-256 over parts, each with its length, so that ("ab", "c") and ("a", "bc") differ."""
+    digest = sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def hash_value(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys: the key of everything that is cached by content."""
+    return sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def safe_join(folder: Path, name: str) -> Path:
+    """`folder / name`, refused when the result would lie outside the folder (`..`, absolute and drive paths)."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0].endswith(":")):
+        raise RefusedError(f"The name {name!r} leads out of {folder}.")
+    return folder.joinpath(*parts)
+
+
+def slug(name: str) -> str:
+    """A name as one path segment: letters, digits, `.`, `_` and `-`; never empty, never `.` or `..`."""
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("-.")
+    return kept or "unnamed"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def text_stream(binary: IO[bytes]) -> io.TextIOWrapper:
+    """UTF-8 text over bytes, line ends as they are, a byte-order mark dropped (what the csv module wants)."""
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")

@@ -1,0 +1,1 @@
+"""Generators, encoders and the names they go by."""
