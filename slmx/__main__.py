@@ -1,0 +1,5 @@
+"""`python -m slmx` is the same as `slmx`."""
+
+from slmx.app import main
+
+main()

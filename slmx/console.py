@@ -1,0 +1,174 @@
+"""What a person or a pipe sees. stdout carries the result, stderr everything else; nothing else in slmx prints.
+
+A command does its work inside `listening()` and hands its record to `result()`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slmx.errors import SlmxError
+from slmx.events import Listener, Notice, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+EVERY_SECONDS = 5.0  # how often a line of progress is written where there is no terminal
+
+
+@dataclass
+class Manner:
+    """How slmx speaks in this process; set once from the global options."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool = True
+
+
+manner = Manner()
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    no_color = not manner.color or bool(os.environ.get("NO_COLOR"))
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 120  # a pipe has no width: leave room for tables
+    return Console(stderr=stderr, no_color=no_color, highlight=False, width=width, soft_wrap=False)
+
+
+def result(record: Any, render: Callable[[Any], RenderableType]) -> None:
+    """Write a command's result: JSON with --json, nothing with --quiet, else what `render` makes of it."""
+    if manner.json:
+        import msgspec
+
+        encoded = msgspec.json.format(msgspec.json.encode(record, enc_hook=str), indent=2)
+        sys.stdout.write(encoded.decode() + "\n")
+    elif not manner.quiet:
+        _console(stderr=False).print(render(record))
+    sys.stdout.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """A table; the first `left` columns are text, the others numbers set to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))  # Text: a passage may hold [brackets] that are not markup
+    return made
+
+
+def note(text: str) -> None:
+    """One line on stderr for the person who waits."""
+    _show_notice(Notice(text))
+
+
+def _show_notice(event: Notice) -> None:
+    if manner.quiet and event.level == "note":
+        return
+    from rich.text import Text
+
+    prefix = Text("warning: ", style="yellow") if event.level == "warning" else Text("")
+    _console(stderr=True).print(prefix + Text(event.text), soft_wrap=True)
+
+
+def error(problem: SlmxError) -> None:
+    """What happened and what to type next, on stderr; with --json an object, so that scripts need not parse prose."""
+    if manner.json:
+        import msgspec
+
+        body = {"error": {"what": problem.what, "hint": problem.hint, "code": problem.code}}
+        sys.stderr.write(msgspec.json.encode(body).decode() + "\n")
+        return
+    from rich.text import Text
+
+    out = _console(stderr=True)
+    out.print(Text("error: ", style="bold red") + Text(problem.what), soft_wrap=True)
+    if problem.hint:
+        out.print(Text(problem.hint), soft_wrap=True)
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    """A listener for the length of a block: bars in a terminal, a line every few seconds elsewhere."""
+    if sys.stderr.isatty() and not manner.quiet and not manner.json:
+        with _bars() as listen:
+            yield listen
+    else:
+        yield _Lines()
+
+
+@contextmanager
+def _bars() -> Iterator[Listener]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress as Bars,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    columns = (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Bars(*columns, console=_console(stderr=True), transient=False) as bars:
+        tasks: dict[str, Any] = {}
+
+        def listen(event: Progress | Notice) -> None:
+            if isinstance(event, Notice):
+                if event.level == "warning":
+                    bars.console.print(Text("warning: ", style="yellow") + Text(event.text), soft_wrap=True)
+                else:
+                    bars.console.print(Text(event.text), soft_wrap=True)
+                return
+            if event.task not in tasks:
+                tasks[event.task] = bars.add_task(event.task, total=event.total, unit="", note="")
+            bars.update(tasks[event.task], completed=event.done, total=event.total, unit=event.unit, note=event.note)
+
+        yield listen
+
+
+class _Lines:
+    """Progress as plain lines, at most one every few seconds a task, and its last one if any was written before."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+        self._spoken: set[str] = set()
+
+    def __call__(self, event: Progress | Notice) -> None:
+        if isinstance(event, Notice):
+            _show_notice(event)
+            return
+        if manner.quiet:
+            return
+        now = time.monotonic()
+        due = now - self._last.setdefault(event.task, now) >= EVERY_SECONDS
+        if due or (event.done == event.total and event.task in self._spoken):
+            self._last[event.task] = now
+            self._spoken.add(event.task)
+            of = f" of {event.total}" if event.total is not None else ""
+            sys.stderr.write(" ".join(f"{event.task}: {event.done}{of} {event.unit} {event.note}".split()) + "\n")
+            sys.stderr.flush()

@@ -1,0 +1,31 @@
+"""Every option that two commands share, defined once. `None` as default means: from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where datasets live.", show_default="data")]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Passages, indexes and vectors, by content.", show_default=".cache")
+]
+OutputDir = Annotated[Path | None, typer.Option("--output-dir", help="Where runs are written.", show_default="outputs")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of samples, splits and intervals.", show_default="0")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="auto, bfloat16, float16, float32.", show_default="auto"),
+]
+MaxItems = Annotated[int | None, typer.Option("--max-items", min=1, help="Only the first N rows.")]
+Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a passage, about.", show_default="100")]
+Overlap = Annotated[
+    int | None, typer.Option("--overlap", min=0, help="Words that neighbouring passages share.", show_default="0")
+]
+Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: auto, english, russian, none.")]
+Reranker = Annotated[
+    str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
+]
