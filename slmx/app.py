@@ -30,14 +30,17 @@ class Root(TyperGroup):
     """Knows its commands by name; the module behind a name is imported when the command runs, not for help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command if it is loaded, else a stand-in that knows its line of help."""
         if cmd_name not in COMMANDS:
             return None
         return self.commands.get(cmd_name) or TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is about to run or to be completed."""
         name = args[0] if args else ""
         if name in COMMANDS and name not in self.commands:
             module, _, attribute = COMMANDS[name][0].partition(":")

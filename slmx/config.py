@@ -31,7 +31,7 @@ def show() -> None:
 
 @app.command("init")
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write slmx.toml and .env.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(help="Where to write slmx.toml and .env.")] = Path(),
     overwrite: Overwrite = False,
 ) -> None:
     """Write slmx.toml and .env with every setting at its default, commented out.
@@ -48,14 +48,18 @@ def init(
         raise RefusedError(f"{', '.join(there)} in {folder} would be replaced.", hint="Give --overwrite to do it.")
     for name, content in contents.items():
         write_bytes(folder / name, content.encode())
-    console.result({"written": [str(folder / name) for name in contents]}, lambda r: "written: " + ", ".join(r["written"]))
+    console.result(
+        {"written": [str(folder / name) for name in contents]}, lambda r: "written: " + ", ".join(r["written"])
+    )
 
 
 def render(lines: list[Setting]) -> Table:
     """The settings as a table."""
     from slmx.console import table
 
-    return table("", ["setting", "value", "source", "what it is"], [[s.name, s.value, s.source, s.about] for s in lines], left=4)
+    return table(
+        "", ["setting", "value", "source", "what it is"], [[s.name, s.value, s.source, s.about] for s in lines], left=4
+    )
 
 
 def toml_text() -> str:

@@ -46,15 +46,16 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
         raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb", buffering=BLOCK) as out:
-            yield cast(BinaryIO, out)
+            yield out
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files; a result is as public as any other file
-        os.replace(name, path)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; a result is as public as any other file
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -94,9 +95,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers (from 1), blank ones left out; a byte-order mark is dropped."""
     with open_bytes(path) as stream:
         try:
-            for number, line in enumerate(stream, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+            for number, raw in enumerate(stream, 1):
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if line.strip():
                     yield number, line
         except (EOFError, gzip.BadGzipFile, OSError) as error:

@@ -19,6 +19,7 @@ class Command(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite, then parse as ever."""
         positional = [p for p in self.params if p.param_type_name == "argument"]
         if not any(p.nargs == -1 for p in positional):
             lists = {o for p in self.params if getattr(p, "multiple", False) for o in (*p.opts, *p.secondary_opts)}
@@ -58,6 +59,7 @@ class Group(typer.Typer):
             context_settings={"help_option_names": ["-h", "--help"]},
         )
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:  # type: ignore[override]
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
+        """As in Typer, with our Command."""
         settings.setdefault("cls", Command)
         return super().command(name, **settings)

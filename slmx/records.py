@@ -18,7 +18,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all records: immutable, named fields only, fields at their default left out of JSON."""
 
 
-class Gold(Record):
+class Gold(Record, frozen=True):
     """Which passages of the corpus are gold for a question, as passage ids, best first.
 
     `long` holds the passages that a long answer covers, `short` those that hold a short answer on word boundaries,
@@ -38,7 +38,7 @@ class Gold(Record):
         return self.long or self.short
 
 
-class Question(Record):
+class Question(Record, frozen=True):
     """One question with its accepted answers. `metadata` keeps what the source says (topic, answer_type, url …)."""
 
     question_id: str
@@ -48,7 +48,7 @@ class Question(Record):
     metadata: dict[str, Any] = {}
 
 
-class Document(Record):
+class Document(Record, frozen=True):
     """A whole text, before it is cut into passages."""
 
     doc_id: str
@@ -57,7 +57,7 @@ class Document(Record):
     url: str = ""
 
 
-class Passage(Record):
+class Passage(Record, frozen=True):
     """What a retriever finds and a model reads: about 100 words of a document, or a BEIR document as it is."""
 
     passage_id: str
@@ -66,21 +66,21 @@ class Passage(Record):
     doc_id: str = ""
 
 
-class Hit(Record):
+class Hit(Record, frozen=True):
     """One place of a ranking; `score` grows with relevance and is comparable within one ranking alone."""
 
     passage_id: str
     score: float
 
 
-class Ranking(Record):
+class Ranking(Record, frozen=True):
     """The passages that a retriever found for a question, best first."""
 
     question_id: str
     hits: list[Hit]
 
 
-class Prompt(Record):
+class Prompt(Record, frozen=True):
     """A rendered prompt and what had to be left out so that it fits the model's window.
 
     `passages` are those that the prompt holds, in rank order, the last one as trimmed. `dropped` counts whole
@@ -94,14 +94,14 @@ class Prompt(Record):
     cut_answer: bool = False
 
 
-class Request(Record):
+class Request(Record, frozen=True):
     """What a generator receives: the question, the passages kept, and the prompt as text."""
 
     question: Question
     prompt: Prompt
 
 
-class Completion(Record):
+class Completion(Record, frozen=True):
     """What a generator gives back for one request.
 
     `stop` says which rule ended it; `thinking` is the block that was taken out of `text`, if there was one.

@@ -69,8 +69,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Ours in place of the library's: slmx.toml is added, and .env may hold other tools' names."""
         return (init_settings, *(source for _, source in _sources(settings_cls)))
 
 
@@ -201,7 +202,7 @@ def _dotenv_names() -> list[str]:
         return []
     from dotenv import dotenv_values
 
-    return [name for name in dotenv_values(ENV_FILE, interpolate=False)]
+    return list(dotenv_values(ENV_FILE, interpolate=False))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -19,6 +19,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
+        """True from the first signal on."""
         return self.signal != 0
 
     def error(self, what: str, *, hint: str) -> SlmxError:

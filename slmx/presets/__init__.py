@@ -117,7 +117,7 @@ def load(kind: str) -> dict[str, Preset]:
 
 
 def find(kind: type[P], name: str) -> tuple[str, P] | None:
-    """The preset that goes by `name` (or an alias, or the name with `_` for `-`) with its own name; None if none does."""
+    """The preset that goes by `name`, an alias of it or the name with `_` for `-`, with its own name; else None."""
     label = next(k for k, model in KINDS.items() if model is kind)
     presets = load(label)
     for own, preset in presets.items():
