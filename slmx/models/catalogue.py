@@ -80,12 +80,12 @@ def fetch_weights(id_or_path: str | Path, listen: Listener = nobody) -> Path:
     except (OSError, errors.HfHubHTTPError) as error:  # offline mode and connection errors are OSErrors
         raise SlmxError(
             f"{name} is not on this machine and the Hugging Face Hub cannot be reached ({type(error).__name__}).",
-            hint=f"With a network: slmx models pull {name}. Without: copy the model's folder here and give its path.",
+            hint=f"With a network: hf download {name}. Without: copy the model's folder here and give its path.",
         ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model in `folder`, sorted; shards by the index, which also names missing ones.
+    """The safetensors files that make up the model in `folder`, sorted; shards by the index, missing ones included.
 
     The modules of sentence-transformers in subfolders such as `2_Dense` belong to it.
     """
