@@ -22,8 +22,6 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from slmx.registry import unknown_name
-
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CYRILLIC = re.compile(r"[\u0400-\u052f]")
 _STRESS = "\u0301"
@@ -72,6 +70,8 @@ def words(s: str, normaliser: str = "norm") -> list[str]:
     """
     function = NORMALISERS.get(normaliser)
     if function is None:
+        from slmx.registry import unknown_name  # costs more to import than all of this module
+
         raise unknown_name("normaliser", normaliser, NORMALISERS)
     return function(s).split() or s.lower().split()
 

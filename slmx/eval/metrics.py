@@ -101,10 +101,7 @@ def token_recall(scored: Scored) -> float | None:
 
 
 def substring_recall(scored: Scored) -> float | None:
-    """The share of a gold's words that occur anywhere in the lower-cased prediction, inside other words too.
-
-    For comparison only: it over-credits ("us" counts in "russia").
-    """
+    """The share of a gold's words that occur in the lower-cased prediction, inside words too: over-credits."""
     text = scored.prediction.lower()
     return _best(scored, lambda gold: sum(word in text for word in gold) / len(gold))
 
@@ -126,8 +123,7 @@ def _set_recall(scored: Scored, pieces: Callable[[str], frozenset[str]]) -> floa
     if not scored.answers:
         return None
     predicted = pieces(scored.prediction)
-    golds = (pieces(answer) for answer in scored.answers)
-    return max(len(gold & predicted) / len(gold) if gold else 0.0 for gold in golds)
+    return max(len(gold & predicted) / len(gold) if gold else 0.0 for gold in map(pieces, scored.answers))
 
 
 def _wordset(text: str) -> frozenset[str]:
@@ -141,13 +137,8 @@ def token_recall_wordset(scored: Scored) -> float | None:
 
 def token_recall_bert(scored: Scored) -> float | None:
     """Recall over sets of BERT WordPieces with "##" removed. UsageError without a vocabulary."""
-    tokenizer = load_wordpieces(scored.vocabulary)
-
-    def pieces(text: str) -> frozenset[str]:
-        tokens = tokenizer.encode(text, add_special_tokens=False).tokens
-        return frozenset(token.removeprefix("##") for token in tokens)
-
-    return _set_recall(scored, pieces)
+    encode = partial(load_wordpieces(scored.vocabulary).encode, add_special_tokens=False)
+    return _set_recall(scored, lambda text: frozenset(token.removeprefix("##") for token in encode(text).tokens))
 
 
 @lru_cache(maxsize=4)
@@ -237,19 +228,14 @@ def abstains(prediction: str) -> bool:
     spoken = [" ".join(words(prediction[start:end], "norm-u1")) for start, end in sentences(prediction)]
     while spoken and _APOLOGY.fullmatch(spoken[0]):
         del spoken[0]
-    if not spoken:
-        return True
-    if _NO_ANSWER.fullmatch(spoken[0]):
+    if not spoken or _NO_ANSWER.fullmatch(spoken[0]):
         return True
     phrase = _ABSTENTION.search(spoken[0])
     return phrase is not None and not _CONTRAST.search(" ".join([spoken[0][phrase.end() :], *spoken[1:]]))
 
 
 def simple_qa_grade(scored: Scored) -> Grade | None:
-    """SimpleQA's three-way grade without a judge (Wei et al. 2024): a lower bound on "correct". None without golds.
-
-    Correct if a gold stands in the prediction on word boundaries, else not attempted if it abstains, else incorrect.
-    """
+    """SimpleQA's grade (Wei et al. 2024) by `match`, then `abstains`: a lower bound on correct. None without golds."""
     matched = match(scored)
     if matched is None:
         return None

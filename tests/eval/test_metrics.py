@@ -102,7 +102,7 @@ def test_check_values_of_the_other_metrics() -> None:
 @pytest.mark.parametrize("gold", ["---", ")", "A+", "The", "..."])
 @pytest.mark.parametrize("name", ["em", "f1", "token_recall", "match", "substring_recall"])
 def test_trap_1_a_gold_that_normalises_to_nothing_matches_itself_alone(name: str, gold: str) -> None:
-    assert one(name, "Paris is the capital", gold) == 0.0 or (name, gold) == ("substring_recall", "The")
+    assert one(name, "Paris is big", gold) == 0.0
     assert one(name, "", gold) == 0.0
     assert one(name, gold, gold) == 1.0
 
