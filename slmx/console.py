@@ -76,6 +76,12 @@ def note(text: str) -> None:
     _show_notice(Notice(text))
 
 
+def show(renderable: RenderableType) -> None:
+    """Something for the person who waits, on stderr: a plan before it runs."""
+    if not manner.quiet and not manner.json:
+        _console(stderr=True).print(renderable)
+
+
 def _show_notice(event: Notice) -> None:
     if manner.quiet and event.level == "note":
         return

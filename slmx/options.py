@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
+
+from slmx.records import GoldLevel
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where datasets live.", show_default="data")]
 CacheDir = Annotated[
@@ -29,3 +31,12 @@ Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: aut
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
+
+
+def gold_level(name: str) -> GoldLevel:
+    """The value of --oracle, checked."""
+    from slmx.registry import unknown_name
+
+    if name not in get_args(GoldLevel):
+        raise unknown_name("level of gold passages", name, get_args(GoldLevel))
+    return cast(GoldLevel, name)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 GoldLevel = Literal["document", "long", "short"]
+Context = Literal["none", "oracle", "retrieved"]
 Stop = Literal["eos", "line", "question", "length", "none", "failed"]
 
 
@@ -115,6 +116,25 @@ class Completion(Record, frozen=True):
     new_tokens: int = 0
     thinking: str = ""
     error: str = ""
+
+
+class Prediction(Record, frozen=True, omit_defaults=False):
+    """One answer as the journal keeps it and predictions.json shows it; the names are those that users' scripts read.
+
+    `contexts` are the texts of the passages that the prompt held. `metadata` holds `question` (what the source says of
+    it), `passage_ids`, `stop`, the token counts, what was cut, and in predictions.json the metrics of this answer.
+    """
+
+    question_id: str
+    question: str
+    predicted_answer: str
+    ground_truth: list[str]
+    contexts: list[str]
+    context_type: Context
+    model_name: str
+    token_recall: float | None = None
+    metadata: dict[str, Any] = {}
+    prompt: str = ""
 
 
 def question_id_of(question: str) -> str:

@@ -1,0 +1,165 @@
+"""The signatures of `slmx eval …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slmx import options
+from slmx.group import Group
+
+app = Group("eval", "Questions in, predictions and metrics out.")
+
+
+def _complete(kind: str, incomplete: str) -> list[tuple[str, str]]:
+    from slmx import presets
+
+    return [(name, p.about) for name, p in presets.load(kind).items() if name.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("models", incomplete)
+
+
+def _retrievers(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("retrievers", incomplete)
+
+
+def _modes(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("modes", incomplete)
+
+
+def _datasets(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("datasets", incomplete)
+
+
+@app.command("run")
+def run(
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="A preset, a folder or a Hub id; may be repeated.", autocompletion=_models),
+    ],
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode",
+            help="no_context, oracle, retriever …; may be repeated.",
+            show_default="no_context",
+            autocompletion=_modes,
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="A preset, a file or a folder.", show_default="nq", autocompletion=_datasets),
+    ] = None,
+    retriever: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--retriever",
+            help="bm25, dense, hybrid …; may be repeated.",
+            show_default="bm25",
+            autocompletion=_retrievers,
+        ),
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", min=1, help="Passages a prompt; may be repeated.", show_default="5")
+    ] = None,
+    corpus: Annotated[str, typer.Option("--corpus", help="Retrieve from this folder or index instead.")] = "",
+    oracle: Annotated[str, typer.Option("--oracle", help="Gold passages of the long or short answer, or document.")] = (
+        "long"
+    ),
+    reranker: options.Reranker = None,
+    language: options.Language = "auto",
+    max_samples: Annotated[int | None, typer.Option("--max-samples", min=1, help="A seeded sample.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Questions a batch.", show_default="chosen")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Tokens an answer may have.", show_default="48")
+    ] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.", show_default="preset")
+    ] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Let a thinking model think first.")] = False,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Only if you read it.")
+    ] = False,
+    metrics_preset: Annotated[
+        str, typer.Option("--metrics-preset", help="default, squad, flashrag, bergen, lm-eval, lighteval, seed-v1/v3.")
+    ] = "default",
+    vocabulary: Annotated[
+        Path | None, typer.Option("--vocabulary", help="BERT's vocab.txt, for token_recall@bert alone.")
+    ] = None,
+    words: options.Words = None,
+    overlap: options.Overlap = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    output_dir: options.OutputDir = None,
+    name: Annotated[str, typer.Option("--name", help="A folder between the output folder and the cells.")] = "",
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Questions → passages → answers → metrics, for every combination of model, mode, retriever and k.
+
+    What was answered is kept: the same command again goes on where it stopped.
+
+    Example: `slmx eval run --model extractive --mode no_context oracle retriever --dataset sample`
+    """
+    from slmx import console, settings
+    from slmx.eval import report_table
+    from slmx.eval.run import RunOptions, plan_run, run as run_plan
+    from slmx.signals import stopping
+
+    known = settings.load()
+    asked = RunOptions(
+        models=model,
+        dataset=dataset or known.eval.dataset,
+        modes=mode or ["no_context"],
+        retrievers=retriever or [known.eval.retriever],
+        ks=k or [known.eval.k],
+        data_dir=data_dir or known.data_dir,
+        cache_dir=cache_dir or known.cache_dir,
+        output_dir=output_dir or known.output_dir,
+        corpus=corpus,
+        oracle=options.gold_level(oracle),
+        name=name,
+        reranker=reranker or "",
+        language=language,
+        max_samples=max_samples,
+        batch_size=batch_size or known.eval.batch_size,
+        metrics_preset=metrics_preset,
+        vocabulary=vocabulary,
+        words=words or known.passages.words,
+        overlap=known.passages.overlap if overlap is None else overlap,
+        seed=known.seed if seed is None else seed,
+        device=device or known.device,
+        dtype=dtype or known.dtype,
+        overwrite=overwrite,
+        generator={
+            "max_new_tokens": max_new_tokens or known.eval.max_new_tokens,
+            "chat": chat,
+            "thinking": thinking,
+            "temperature": temperature,
+            "seed": known.seed if seed is None else seed,
+            "dtype": dtype or known.dtype,
+            "device": device or known.device,
+            "load_in_8bit": load_in_8bit,
+            "trust_remote_code": trust_remote_code,
+        },
+    )
+    with console.listening() as listen:
+        plan, _, _ = plan_run(asked, listen)
+    if dry_run:
+        console.result(plan, report_table.render_plan)
+        return
+    console.show(report_table.render_plan(plan))
+    with stopping() as stop, console.listening() as listen:
+        report = run_plan(asked, stop=stop, listen=listen)
+    console.result(report, report_table.render_report)
