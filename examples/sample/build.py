@@ -1,13 +1,14 @@
 """Build the sample dataset of `slmx/sample/` from `articles.yaml`.
 
-The articles and questions are plain text that a person can read and change. This script gives them the two forms in which
-public question-answer sets arrive: the merged Natural Questions form (tokens, HTML tags, token offsets) and the SimpleQA form
-with documents (one CSV). The same YAML gives the same bytes on every machine.
+The articles and questions are plain text that a person can read and change. This script gives them the two forms in
+which public question-answer sets arrive: the merged Natural Questions form (tokens, HTML tags, token offsets) and the
+SimpleQA form with documents (one CSV). The same YAML gives the same bytes on every machine.
 
     python examples/sample/build.py            # writes into slmx/sample
     python examples/sample/build.py --to DIR
 
-Every offset is checked against the answer that it stands for; a slip in the YAML stops the build with the question's text.
+Every offset is checked against the answer that it stands for; a slip in the YAML stops the build with the question's
+text.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Question:
-    """One question, the block that answers it, its short answers there (none: a long answer only) and the accepted ones."""
+    """One question, the block that answers it, its short answers there (maybe none) and the accepted answers."""
 
     text: str
     at: str
@@ -146,7 +147,7 @@ def read_block(key: str, value: object, title: str) -> Block:
 
 
 def read_question(raw: dict[str, Any], title: str) -> Question:
-    """One entry of `questions`: `short` is the first accepted answer unless given; empty, it means a long answer only."""
+    """One entry of `questions`; `short` is the first accepted answer unless given, and empty for a long answer only."""
     unknown = raw.keys() - {"q", "at", "answers", "short", "topic", "type", "documents"}
     if unknown or not raw.get("answers") or raw.get("type") not in ANSWER_TYPES:
         raise SampleError(
@@ -340,7 +341,7 @@ def nq_line(article: Article, page: Page, question: Question) -> str:
 
 def csv_row(article: Article, near: Article, question: Question) -> dict[str, object]:
     """One row of the SimpleQA file: positions are those of the first document that holds the answer, in any case."""
-    # Two questions in five have the neighbouring article beside their own, half of them before it.
+    # About two questions in five have the neighbouring article beside their own, half of them before it.
     turn = question.example_id // 7 % 5
     chosen = [[near, article], [article, near], [article], [article], [article]][turn] if question.has_documents else []
     documents = [one.plain() for one in chosen]
