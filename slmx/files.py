@@ -95,7 +95,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers (from 1), blank ones left out; a byte-order mark is dropped."""
     with open_bytes(path) as stream:
         try:
-            for number, raw in enumerate(stream, 1):
+            for number, raw in enumerate(iter(lambda: stream.readline(MAX_ROW + 1), b""), 1):
+                if len(raw) > MAX_ROW:
+                    raise SlmxError(f"{path}, line {number} is longer than {MAX_ROW >> 20} MiB: is it JSON lines?")
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if line.strip():
                     yield number, line

@@ -1,0 +1,181 @@
+"""What the rooms above see of the data: questions, passages, and which passages are relevant.
+
+    >>> dataset = open_dataset("nq", data_dir=Path("data"), cache_dir=Path(".cache"))
+    >>> questions = dataset.questions()                       # with answers and the ids of their gold passages
+    >>> corpus = {p.passage_id: p for p in dataset.passages()}
+    >>> corpus[questions[0].gold.at("long")[0]].text          # what oracle mode shows the model
+
+A dataset is a BEIR folder on the disk. Sources of other forms are turned into one in the cache the first time; its name
+there is a hash of the source's content, the parameters and the code that cuts, so a stale one is never found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files as resources
+from pathlib import Path
+
+import msgspec
+
+from slmx import files
+from slmx.data import beir, sources
+from slmx.data.passages import Stored, build, check_sizes, code_version
+from slmx.errors import SlmxError, UsageError
+from slmx.events import Listener, Notice, nobody
+from slmx.presets import DatasetPreset, find, load
+from slmx.records import Passage, Question
+from slmx.registry import nearest
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Questions and passages by a name.
+
+    Attributes:
+        name: the preset's own name, else the file's or folder's.
+        path: what the user named, or where the preset's file lies.
+        folder: the BEIR folder with the content.
+        simple_qa: answers are graded correct / incorrect / not attempted as well.
+    """
+
+    name: str
+    path: Path
+    folder: Path
+    simple_qa: bool = False
+
+    def questions(self) -> list[Question]:
+        """Every question in the source's order. Those of a foreign BEIR folder have no answers and no gold marks."""
+        if not (self.folder / "queries.jsonl").is_file():
+            return []
+        return list(beir.read_queries(self.folder))
+
+    def passages(self) -> Iterator[Passage]:
+        """Every passage in the source's order, streamed; nothing where there is no corpus."""
+        if self.has_passages:
+            yield from beir.read_corpus(self.folder)
+
+    @property
+    def has_passages(self) -> bool:
+        """Is there a corpus?"""
+        return (self.folder / "corpus.jsonl").is_file()
+
+    def splits(self) -> list[str]:
+        """The names of the relevance marks, "test" first."""
+        return beir.splits(self.folder)
+
+    def qrels(self, split: str = "test") -> beir.Qrels:
+        """Relevance marks, question → passage → grade; UsageError with the known splits when there are none."""
+        path = self.folder / "qrels" / f"{split}.tsv"
+        if not path.is_file():
+            known = ", ".join(self.splits()) or "none"
+            raise UsageError(f"{self.name} has no qrels for {split!r}.", hint=f"There are: {known}.")
+        return beir.read_qrels(path)
+
+    @cached_property
+    def stored(self) -> Stored | None:
+        """What slmx wrote down when it made the folder; None for a foreign one."""
+        path = self.folder / "dataset.json"
+        if not path.is_file():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Stored)
+        except msgspec.DecodeError as error:
+            raise SlmxError(f"{path} cannot be read: {error}.", hint="Make the folder again.") from None
+
+    @cached_property
+    def corpus_hash(self) -> str:
+        """A hash of the passages' content; "" where there are none."""
+        return self._hash("corpus")
+
+    @cached_property
+    def content_hash(self) -> str:
+        """A hash of the questions, answers, gold marks and passages."""
+        return files.hash_bytes(self._hash("corpus"), self._hash("queries"))
+
+    def _hash(self, which: str) -> str:
+        path = self.folder / f"{which}.jsonl"
+        if not path.is_file():
+            return ""
+        if self.stored is not None and _inside_cache(self.folder):
+            return self.stored.corpus_hash if which == "corpus" else self.stored.queries_hash
+        return files.hash_file(path)
+
+
+def _inside_cache(folder: Path) -> bool:
+    """Folders in the cache are named by content and nobody edits them; any other folder may have been edited."""
+    return folder.parent.name == "datasets" and len(folder.name) == 64
+
+
+def open_dataset(
+    name_or_path: str,
+    *,
+    data_dir: Path,
+    cache_dir: Path,
+    words: int = 100,
+    overlap: int = 0,
+    listen: Listener = nobody,
+) -> Dataset:
+    """A dataset by preset, alias, file of any accepted form, BEIR folder, or the name of a BEIR set.
+
+    Passages of a source that is no BEIR folder are cut at need (`words`, `overlap`) and kept in
+    `cache_dir/datasets/`. A source without documents gives a dataset without passages.
+
+    Raises:
+        UsageError: nothing goes by this name; the nearest one is named, or where to put the files.
+        SlmxError: the source is damaged, or more than one row in twenty is bad.
+    """
+    check_sizes(words, overlap)
+    name, path, simple_qa = locate(name_or_path, data_dir)
+    form = sources.detect(path)
+    if form == "beir":
+        return Dataset(name, path, path, simple_qa)
+    listen(Notice(f"Reading {path} ({form})."))
+    key = files.hash_value([sources.hash_source(path, form), form, words, overlap, code_version()])
+    folder = cache_dir / "datasets" / key
+    if not (folder / "dataset.json").is_file():
+        build(path, folder, name=name, format=form, words=words, overlap=overlap, listen=listen)
+    return Dataset(name, path, folder, simple_qa or form.startswith("simple-qa"))
+
+
+def locate(name_or_path: str, data_dir: Path) -> tuple[str, Path, bool]:
+    """The own name and the file or folder of a dataset, and whether it is graded like SimpleQA."""
+    found = find(DatasetPreset, name_or_path)
+    if found is not None:
+        own, preset = found
+        return own, _preset_file(own, preset, data_dir), preset.simple_qa
+    path = Path(name_or_path)
+    if path.exists():
+        return path.name.partition(".")[0] or path.resolve().name, path, False
+    if "/" not in name_or_path and not path.suffix:
+        for folder in (data_dir / "beir" / name_or_path, Path("datasets") / name_or_path):
+            if folder.is_dir():
+                return name_or_path, folder, False
+    raise _nothing(name_or_path, data_dir)
+
+
+def _preset_file(name: str, preset: DatasetPreset, data_dir: Path) -> Path:
+    places = [
+        Path(str(resources("slmx") / "sample" / file)) if preset.package else data_dir / file for file in preset.files
+    ]
+    for path in places:
+        if path.exists():
+            return path
+    looked = ", ".join(str(p) for p in places)
+    hint = "Put one of these files there, give --data-dir, or name a file: every accepted form can stand for a dataset."
+    raise UsageError(f"The dataset {name} is not here. Looked for {looked}.", hint=hint)
+
+
+def _nothing(name: str, data_dir: Path) -> UsageError:
+    presets = load("datasets")
+    known = [n for own, preset in presets.items() for n in (own, *preset.aliases)]
+    beir_folder = data_dir / "beir"
+    local = sorted(p.name for p in beir_folder.iterdir() if p.is_dir()) if beir_folder.is_dir() else []
+    near = nearest(name, [*known, *local])
+    said = f'Did you mean "{near}"? ' if near else ""
+    hint = (
+        f"{said}Known: {', '.join([*presets, *local])}. For a BEIR set, unpack its public zip ({Path(name).name}.zip) "
+        f"so that {beir_folder / Path(name).name}/corpus.jsonl is there."
+    )
+    return UsageError(f'There is no dataset, file or folder "{name}".', hint=hint)
