@@ -67,9 +67,7 @@ def test_an_unknown_option_is_wrong_usage_and_says_what_to_type(capsys: pytest.C
     assert "`slmx config show --help`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "args", [["--json", "config", "show"], ["config", "show", "--json"], ["config", "--json", "show"]]
-)
+@pytest.mark.parametrize("args", ["--json config show", "config show --json", "config --json show"])
 def test_global_options_stand_before_the_group_or_behind_the_command(
     args: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

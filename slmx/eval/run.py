@@ -238,7 +238,7 @@ def _work(
         contexts=contexts,
         gold_known=one is not None and one.same_corpus,
         configuration={
-            "dataset": {"name": dataset.name, "hash": dataset.hash, "questions": len(questions)},
+            "dataset": {"name": dataset.name, "hash": dataset.content_hash, "questions": len(questions)},
             "questions_hash": hash_value([question.question_id for question in questions]),
             "retriever": dict(one.fingerprint) if one else {},
             "oracle": options.oracle if cell.context == "oracle" else "",

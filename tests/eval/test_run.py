@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmx.app import run
+
+SLOW = """
+import os, time
+from slmx.records import Completion
+
+
+class Slow:
+    '''Answers with the question's first word, batch by batch, as slowly as a model.'''
+
+    def __init__(self, opening):
+        self.name = opening.name
+
+    def fingerprint(self):
+        return {"generator": "slow"}
+
+    def size_bytes(self):
+        return 0
+
+    def window(self):
+        return None
+
+    def load(self):
+        return 0.0
+
+    def plan(self, requests, batch_size):
+        places = list(reversed(range(len(requests))))
+        return [places[i : i + 3] for i in range(0, len(places), 3)]
+
+    def generate(self, batch):
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+        if os.environ.get("SLOW_BREAKS"):
+            raise RuntimeError("out of memory")
+        return [Completion(question_id=r.question.question_id, text=r.question.question.split()[-1]) for r in batch]
+
+    def close(self):
+        pass
+"""
+
+
+@pytest.fixture
+def work(empty_folder: Path) -> Path:
+    """A folder with a small lost-in-the-middle file and a slow generator installed as a plugin."""
+    rows = []
+    for n in range(30):
+        town, river = f"Town{n}", f"River{n}"
+        text = f"{town} is a town. It lies on the {river}, north of the hills." if n != 7 else f"{town} is a town."
+        rows.append(
+            {
+                "question": f"on which river does {town} lie",
+                "answers": [river],
+                "ctxs": [{"title": town, "text": text, "hasanswer": True, "isgold": n != 7}],
+                "nq_annotated_gold": {"title": town, "long_answer": text, "short_answers": [river]},
+            }
+        )
+    (empty_folder / "towns.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    info = empty_folder / "plugin" / "slow-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[slmx.generators]\nslow = slow_generator:Slow\n")
+    (empty_folder / "plugin" / "slow_generator.py").write_text(SLOW)
+    (empty_folder / "presets").mkdir()
+    (empty_folder / "presets" / "models.yaml").write_text("slow: {generator: slow, about: slow}\n")
+    return empty_folder
+
+
+def slmx(work: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(work / "plugin"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+ALL = ("--mode", "no_context", "oracle", "retriever", "--retriever", "bm25", "--k", "1", "3")
+
+
+def test_one_command_runs_every_cell_and_writes_the_known_files(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["eval", "run", "--model", "extractive", "oracle-answer", "--dataset", "towns.jsonl", *ALL, "--json"]
+    assert run(args) == 0
+    report = json.loads(capsys.readouterr().out)
+    folders = sorted(p.name for p in (work / "outputs").iterdir())
+    modes = ["no_context", "oracle_context", "retriever_context_bm25_k1", "retriever_context_bm25_k3"]
+    assert folders == sorted(f"{m}_towns_{mode}" for m in ("extractive", "oracle-answer") for mode in modes)
+    assert len(report["cells"]) == 8
+    for folder in (work / "outputs").iterdir():
+        files = {"results.json", "predictions.json", "predictions.jsonl", "memory_usage.json", "run.json", "run.log"}
+        assert {p.name for p in folder.iterdir()} == files
+    known = {"token_recall", "num_examples", "duration_seconds", "model_size_bytes", "model_size_mb"}
+    known |= {"retriever_index_size_bytes", "retriever_index_size_mb", "cpu_ram_used_mb", "gpu_ram_used_mb"}
+    known |= {"gpu_ram_peak_mb", "reserved_gpu_ram_mb", "gpu_power_draw_w"}
+    one = results(work / "outputs" / "extractive_towns_retriever_context_bm25_k3")
+    assert all(isinstance(one[name], int | float) for name in known)
+    assert one["retriever_index_size_bytes"] > 0
+    assert one["num_examples"] == 30
+    assert one["cpu_ram_used_mb"] > 10
+    low, high = one["intervals_95"]["token_recall"]
+    assert low <= one["token_recall"] <= high
+
+
+def test_the_oracle_answer_scores_one_and_extraction_reads_what_it_is_given(work: Path) -> None:
+    assert run(["eval", "run", "--model", "oracle-answer", "extractive", "--dataset", "towns.jsonl", *ALL, "-q"]) == 0
+    for mode in ("no_context", "oracle_context", "retriever_context_bm25_k1"):
+        checked = results(work / "outputs" / f"oracle-answer_towns_{mode}")
+        assert [checked[name] for name in ("em", "f1", "token_recall", "match")] == [1.0] * 4
+    assert results(work / "outputs" / "extractive_towns_no_context")["match"] == 0.0
+    assert results(work / "outputs" / "extractive_towns_no_context")["empty"] == 1.0
+    assert results(work / "outputs" / "extractive_towns_oracle_context")["match"] > 0.5
+
+
+def test_trap_20_every_mode_scores_the_same_ids_and_missing_context_is_named(work: Path) -> None:
+    assert run(["eval", "run", "--model", "extractive", "--dataset", "towns.jsonl", *ALL, "-q"]) == 0
+    ids = [
+        [p["question_id"] for p in json.loads((folder / "predictions.json").read_text())["predictions"]]
+        for folder in (work / "outputs").iterdir()
+    ]
+    assert all(one == ids[0] for one in ids)
+    oracle = results(work / "outputs" / "extractive_towns_oracle_context")
+    assert oracle["prompts"]["without_context"] == 1
+    assert len(oracle["prompts"]["without_context_ids"]) == 1
+    assert oracle["n"]["match"] == 30
+
+
+def test_the_same_command_again_says_that_it_is_finished_and_changes_nothing(work: Path) -> None:
+    first = slmx(work, "--model", "extractive", "--mode", "retriever")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (work / "outputs").iterdir()
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    second = slmx(work, "--model", "extractive", "--mode", "retriever")
+    assert "is finished" in second.stderr
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    third = slmx(work, "--model", "extractive", "--mode", "retriever", "--metrics-preset", "bergen")
+    assert "is finished" in third.stderr
+    assert "precision" in results(folder)
+    assert (folder / "predictions.jsonl").read_bytes() == before["predictions.jsonl"]
+
+
+def test_another_configuration_gets_a_folder_of_its_own(work: Path) -> None:
+    assert slmx(work, "--model", "extractive", "--mode", "no_context").returncode == 0
+    (first,) = (work / "outputs").iterdir()
+    before = (first / "results.json").read_bytes()
+    assert slmx(work, "--model", "extractive", "--mode", "no_context", "--max-samples", "5").returncode == 0
+    others = [p.name for p in (work / "outputs").iterdir() if p != first]
+    assert len(others) == 1
+    assert others[0].startswith(first.name + "-")
+    assert (first / "results.json").read_bytes() == before
+    done = slmx(work, "--model", "extractive", "--mode", "no_context", "--max-samples", "5", "--overwrite")
+    assert done.returncode == 0
+    assert results(first)["num_examples"] == 5
+
+
+def test_trap_21_a_sample_is_seeded_and_in_the_order_of_the_dataset(work: Path) -> None:
+    def ids(name: str, *args: str) -> list[str]:
+        assert slmx(work, "--model", "extractive", "--name", name, *args).returncode == 0
+        (folder,) = (work / "outputs" / name).iterdir()
+        return [p["question_id"] for p in json.loads((folder / "predictions.json").read_text())["predictions"]]
+
+    everything = ids("all")
+    some = ids("a", "--max-samples", "8", "--seed", "1")
+    assert some == ids("b", "--max-samples", "8", "--seed", "1") == [i for i in everything if i in set(some)]
+    assert some != ids("c", "--max-samples", "8", "--seed", "2")
+    assert len(ids("d", "--mode", "test_10_samples")) == 10
+
+
+def stripped(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """predictions.json as bytes, and results.json without timings and memory."""
+    kept = results(folder)
+    for name in list(kept):
+        if name.endswith(("_seconds", "_per_second", "_mb", "_w")):
+            del kept[name]
+    return (folder / "predictions.json").read_bytes(), kept
+
+
+@pytest.mark.slow
+def test_trap_23_a_run_killed_many_times_ends_in_the_same_bytes(work: Path) -> None:
+    args = ("--model", "slow", "--mode", "no_context", "retriever", "--max-samples", "30")
+    assert slmx(work, *args, "--name", "unbroken").returncode == 0
+    dice = random.Random(4)
+    kills = 0
+    for _ in range(12):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args, "--name", "killed"],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(dice.uniform(0.6, 1.8))
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills >= 3
+    assert slmx(work, *args, "--name", "killed").returncode == 0
+    for folder in (work / "outputs" / "unbroken").iterdir():
+        assert stripped(folder) == stripped(work / "outputs" / "killed" / folder.name)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(work: Path, number: int, code: int) -> None:
+    args = ["--model", "slow", "--mode", "no_context"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    journal = work / "outputs" / "slow_towns_no_context" / "predictions.jsonl"
+    for _ in range(600):
+        if journal.exists() and journal.stat().st_size:
+            break
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == code, said
+    assert "The same command again goes on from there." in said
+    answered = len(journal.read_text().splitlines())
+    assert 0 < answered < 30
+    assert answered % 3 == 0
+    again = slmx(work, *args)
+    assert again.returncode == 0
+    assert f"going on after {answered} of 30 questions" in again.stderr
+    assert "going on after" in (journal.parent / "run.log").read_text()
+
+
+def test_trap_22_an_engine_that_fails_fails_the_run(work: Path) -> None:
+    done = slmx(work, "--model", "slow", "--mode", "no_context", SLOW_BREAKS="1")
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert not (work / "outputs" / "slow_towns_no_context" / "results.json").exists()
+    assert slmx(work, "--model", "slow", "--mode", "no_context").returncode == 0
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(work: Path) -> None:
+    done = slmx(work, "--model", "extractive", *ALL, "--dry-run", "--json")
+    assert done.returncode == 0
+    assert [cell["k"] for cell in json.loads(done.stdout)["cells"] if "k" in cell] == [1, 3]
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--model", "extractiv"], 'Did you mean "extractive"?'),
+        (["--model", "extractive", "--mode", "orakle"], 'Did you mean "oracle"?'),
+        (["--model", "extractive", "--mode", "retriever", "--retriever", "bm52"], 'Did you mean "bm25"?'),
+        (["--model", "extractive", "--metrics-preset", "sqad"], 'Did you mean "squad"?'),
+        (["--model", "extractive", "--oracle", "lang"], 'Did you mean "long"?'),
+        (["--model", "extractive", "--mode", "no_context", "test_10_samples"], "--max-samples"),
+        (["--model", "extractive", "--metrics-preset", "seed-v1"], "vocab.txt"),
+        (["--model", "extractive", "--dataset", "open.jsonl", "--mode", "retriever"], "--corpus"),
+        (["--model", "extractive", "--dataset", "towns.jsnl"], "There is no dataset"),
+        (["--mode", "none"], "--model"),
+    ],
+)
+def test_wrong_usage_is_exit_2_with_what_to_type(work: Path, args: list[str], said: str) -> None:
+    (work / "open.jsonl").write_text('{"question": "who", "answer": ["me"]}\n')
+    done = slmx(work, *args)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_corpus_of_ones_own_is_searched_instead(work: Path) -> None:
+    corpus = work / "corpus"
+    (corpus / "qrels").mkdir(parents=True)
+    (corpus / "corpus.jsonl").write_text('{"_id": "x", "title": "", "text": "Town3 lies on the River3."}\n')
+    (corpus / "queries.jsonl").write_text('{"_id": "q", "text": "?"}\n')
+    (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tx\t1\n")
+    assert slmx(work, "--model", "extractive", "--mode", "retriever", "--corpus", "corpus").returncode == 0
+    (folder,) = (work / "outputs").iterdir()
+    assert 0 < results(folder)["answer_coverage"] < 0.1
+    assert "ndcg" not in results(folder)
