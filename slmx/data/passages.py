@@ -22,7 +22,7 @@ from slmx import files
 from slmx.data import sources
 from slmx.data.clean import Cleaned, clean
 from slmx.data.sources import BadRow, BadRows, Item, Span
-from slmx.errors import RefusedError, UsageError
+from slmx.errors import PartlyDone, RefusedError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.records import Document, Gold, Passage, Question, Record
 from slmx.text import WordText, normaliser_for, sentences
@@ -131,7 +131,9 @@ def _units(cleaned: Cleaned, words: int) -> Iterator[_Unit]:
     text = cleaned.text
     waiting: _Unit | None = None  # headings that wait for their text
     for start, end in sentences(text):
-        unit = _Unit(start, end, len(text[start:end].split()), "paragraph" if text[start - 1 : start] == "\n" else "")
+        unit = _Unit(
+            start, end, text.count(" ", start, end) + 1, "paragraph" if text[start - 1 : start] == "\n" else ""
+        )
         if start in cleaned.headings and unit.words <= words / 4:
             if waiting is not None and waiting.words + unit.words > words / 4:
                 yield waiting
@@ -225,6 +227,12 @@ class Stored(Record, frozen=True):
     counts: Counts
     corpus_hash: str
     queries_hash: str
+
+    def check(self, folder: Path) -> None:
+        """PartlyDone (exit code 3) when rows were left out; the folder is there all the same."""
+        if self.counts.left_out:
+            said = f"{self.counts.left_out} rows of {self.source} were left out."
+            raise PartlyDone(said, hint=f"See {folder / 'errors.jsonl'}.")
 
 
 class _Folder:
