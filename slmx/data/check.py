@@ -82,7 +82,7 @@ class _Report:
         self.lines.append(Line(dataset=self.name, state=state, what=what, found=found))
 
     def count(
-        self, what: str, bad: int, of: int, *, unit: str, state: State = "warn", examples: list[str] = []
+        self, what: str, bad: int, of: int, *, unit: str, state: State = "warn", examples: Sequence[str] = ()
     ) -> None:
         """ "ok" when nothing is bad, else `state` with a few examples."""
         shown = f" ({', '.join(examples[:3])})" if bad and examples else ""
