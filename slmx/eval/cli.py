@@ -117,7 +117,7 @@ def run(
     from slmx.eval.run import RunOptions, plan_run, run as run_plan
     from slmx.signals import stopping
 
-    known = settings.load()
+    known = settings.load_with_hub_token()
     asked = RunOptions(
         models=model,
         dataset=dataset or known.eval.dataset,
