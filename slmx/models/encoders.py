@@ -204,7 +204,7 @@ class Encoder:
             return
         from sentence_transformers import SentenceTransformer
 
-        with _no_bars():
+        with no_bars():
             try:
                 self._model = SentenceTransformer(
                     str(self.folder),
@@ -398,7 +398,7 @@ def _bounded_map(pool: ThreadPoolExecutor, function: Any, items: Iterable[Any], 
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """No progress bars of transformers: nothing but the console writes to the terminal."""
     from transformers.utils import logging as untyped
 
