@@ -79,7 +79,7 @@ def convert(
             form=form,
             max_items=max_items,
             split=split,
-            seed=settings.load().seed if seed is None else seed,
+            seed=seed if seed is not None else settings.load().seed if split else 0,
             clean_text=clean_text,
             strict=strict,
             allow_errors=allow_errors,

@@ -6,9 +6,10 @@ spaces that stand inside tokens, and shift every offset behind them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 import msgspec
 
@@ -17,6 +18,8 @@ from slmx.data.literals import strings
 from slmx.data.sources import BadRow, Item, RowReader, Span, item
 from slmx.data.stream import Head
 from slmx.records import Document
+
+_TITLE = re.compile(r"(?:^|&)title=([^&]+)")
 
 # ------------------------------------------------------------------------------------------------------------- merged
 
@@ -71,7 +74,7 @@ def token_starts(text: str, wanted: Sequence[int]) -> dict[int, int]:
 
 def _behind_space(text: str, at: int, spaces: int) -> int:
     """The place behind the nth space from `at`, where the end of the text counts as one more space; -1 past it."""
-    step = 4096
+    step = 1024
     while spaces and at <= len(text):
         found = text.count(" ", at, at + step)
         if found < spaces:
@@ -159,13 +162,15 @@ def _merged(line: int, row: MergedRow, _section: str) -> Iterator[Item | BadRow]
 
 def title_of(url: str) -> str:
     """A page's title: the `title` parameter of `index.php?title=X`, else the last segment of the path, decoded."""
-    try:
-        parts = urlsplit(url.replace("&amp;", "&"))
-        asked = parse_qs(parts.query).get("title", [""])[0] if "title=" in parts.query else ""
-    except ValueError:  # brackets that are no IPv6 address, more parameters than anybody sends
-        return ""
-    last = next((s for s in reversed(parts.path.split("/")) if s), "")
-    return (asked or unquote(last)).replace("_", " ").strip()
+    address, _, query = url.replace("&amp;", "&").partition("#")[0].partition("?")
+    asked = _TITLE.search(query)
+    if asked:
+        title = unquote_plus(asked[1])
+    else:
+        scheme, _, rest = address.rpartition("://")
+        path = rest.partition("/")[2] if scheme else rest
+        title = unquote(path.rstrip("/").rpartition("/")[2])
+    return title.replace("_", " ").strip()
 
 
 # ------------------------------------------------------------------------------------------------- converted and open
