@@ -74,21 +74,23 @@ def token_starts(text: str, wanted: Sequence[int]) -> dict[int, int]:
 
 def _behind_space(text: str, at: int, spaces: int) -> int:
     """The place behind the nth space from `at`, where the end of the text counts as one more space; -1 past it."""
-    step = 1024
-    while spaces and at <= len(text):
-        found = text.count(" ", at, at + step)
-        if found < spaces:
-            spaces -= found
-            at += step
-            if at >= len(text):
-                return len(text) + 1 if spaces == 1 else -1
-        elif step > 64:
-            step //= 2
-        else:
-            for _ in range(spaces):
-                at = text.index(" ", at) + 1
-            return at
-    return -1 if spaces else at
+    end, stride = len(text), 4  # a token and its space are rarely shorter: most of the way in few steps, none too far
+    if at > end:
+        return -1 if spaces else at
+    while spaces > 4:
+        found = text.count(" ", at, at + spaces * stride)
+        if found >= spaces and stride > 1:
+            stride = 1  # n characters hold no more than n spaces
+            continue
+        at += spaces * stride
+        spaces -= found
+        if spaces and at >= end:
+            return end + 1 if spaces == 1 else -1
+    for left in range(spaces, 0, -1):
+        at = text.find(" ", at) + 1
+        if not at:
+            return end + 1 if left == 1 else -1
+    return at
 
 
 class _Ranges:
