@@ -65,7 +65,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
     made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        made.add_column(column, justify="left" if place < left else "right", overflow="fold")
+        made.add_column(
+            column,
+            justify="left" if place < left else "right",
+            overflow="fold",
+            no_wrap=place >= left,  # a number broken over two lines is no number
+            min_width=min(len(column), 8) if place < left else None,
+        )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))  # Text: a passage may hold [brackets] that are not markup
     return made

@@ -37,7 +37,7 @@ MEANINGS = (
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the demo's files go.")] = Path("outputs/demo"),
 ) -> None:
-    """Convert the bundled sample, cut and index passages, answer in three modes; ends with a table that explains itself.
+    """Convert the bundled sample, cut and index passages, answer in three modes; the tables explain themselves.
 
     Needs no network. Example: `slmx demo --out my-first-run`
     """
@@ -46,9 +46,9 @@ def demo(
 
     with stopping() as stop, console.listening() as listen:
         options = prepare(out, listen)
-        from slmx.eval.run import run
+        from slmx.eval.run import plan_run, run
 
-        report = run(options, stop=stop, listen=listen)
+        report = run(plan_run(options, listen), stop=stop, listen=listen)
     console.result(report, render)
 
 

@@ -155,11 +155,36 @@ def run(
         },
     )
     with console.listening() as listen:
-        plan, _, _ = plan_run(asked, listen)
+        planned = plan_run(asked, listen)
     if dry_run:
-        console.result(plan, report_table.render_plan)
+        console.result(planned.plan, report_table.render_plan)
         return
-    console.show(report_table.render_plan(plan))
+    console.show(report_table.render_plan(planned.plan))
     with stopping() as stop, console.listening() as listen:
-        report = run_plan(asked, stop=stop, listen=listen)
+        report = run_plan(planned, stop=stop, listen=listen)
     console.result(report, report_table.render_report)
+
+
+@app.command("retrieval")
+def retrieval(
+    models: Annotated[
+        list[str],
+        typer.Option("--models", help="Retriever presets, encoder folders or Hub ids.", autocompletion=_retrievers),
+    ],
+    datasets: Annotated[list[str], typer.Option("--datasets", help="BEIR names or folders.")],
+    k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Cut-offs.", show_default="1 3 5 10 100")] = None,
+    split: Annotated[str, typer.Option("--split", help="Which relevance judgements.")] = "test",
+    reranker: options.Reranker = None,
+    language: options.Language = "auto",
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    output_dir: options.OutputDir = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """NDCG, recall, MRR and MAP of retrievers on BEIR folders; the runs are written in TREC's form.
+
+    Example: `slmx eval retrieval --models bm25 dense --datasets scifact arguana`
+    """
