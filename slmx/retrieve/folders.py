@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmx.errors import RefusedError, SlmxError
 from slmx.events import Notice
-from slmx.files import hash_value, read_json, write_json
+from slmx.files import hash_value, read_json, slug, write_json
 from slmx.records import Record
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEAD = "index.json"
+PARTS = "parts"  # inside an index that a user owns: an index folder for every retriever it was built with
 
 
 class Head(Record, frozen=True):
@@ -141,19 +142,25 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def find_or_build(
     opening: Opening, kind: str, fingerprint: Mapping[str, Any], fill: Callable[[Path], dict[str, Any]]
 ) -> IndexFolder:
-    """The index of a fingerprint: the user's own part, which must fit; else the cached one; else it is built.
+    """The index of a fingerprint: in the folder that the user names, in one that the corpus brings along, or cached.
 
     Args:
-        opening: says where to look.
+        opening: says where to look, and whether a missing one may be built.
         kind: "bm25" or "dense".
         fingerprint: what the index must have been made from.
         fill: writes the index's files into a folder and returns `passages` and other fields of its head.
     """
     if opening.parts is not None:
-        folder = read_folder(opening.parts / kind)
-        check_fits(opening.parts.parent, folder.head.fingerprint, fingerprint)
-        return folder
-    path = opening.indexes / hash_value([FORMAT, fingerprint])
+        path = opening.parts / slug(opening.name)
+        if not opening.build:
+            folder = read_folder(path)
+            check_fits(opening.parts.parent, folder.head.fingerprint, fingerprint)
+            return folder
+    else:
+        brought = _brought_along(opening, fingerprint)
+        if brought is not None:
+            return brought
+        path = opening.cache_dir / "indexes" / hash_value([FORMAT, fingerprint])
     if path.exists():
         try:
             return read_folder(path)
@@ -167,6 +174,15 @@ def find_or_build(
         if not (path / HEAD).is_file():
             raise
     return read_folder(path)
+
+
+def _brought_along(opening: Opening, fingerprint: Mapping[str, Any]) -> IndexFolder | None:
+    """An index inside the corpus's own folder, where that is an index folder and one of its parts fits exactly."""
+    folder = getattr(opening.corpus, "folder", None)
+    if not isinstance(folder, Path) or not (folder / HEAD).is_file():
+        return None
+    parts = (read_folder(head.parent) for head in sorted((folder / PARTS).glob(f"*/{HEAD}")))
+    return next((part for part in parts if part.head.fingerprint == fingerprint), None)
 
 
 def check_fits(index: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

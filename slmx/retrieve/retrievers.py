@@ -85,9 +85,10 @@ class Opening:
     """What a retriever is opened with.
 
     Attributes:
-        indexes: the folder under which an index is looked for by content, and built when it is not there.
-        parts: where a user's own index folder holds its parts, one a kind; then nothing is built, and a part that was
-            made from other content than `corpus`, `preset` and the model say is an error.
+        cache_dir: vectors are kept here by content, and so are indexes where `parts` names no place for them.
+        parts: the folder of an index that a user owns, with an index in it for every part, by name.
+        build: whether an index that is missing is built. In `parts` one that is there must then fit: made from the
+            same corpus, settings and model, or it is an error.
         language: of BM25's analyser; "auto" leaves it to the preset.
     """
 
@@ -95,8 +96,8 @@ class Opening:
     preset: RetrieverPreset
     corpus: Corpus
     cache_dir: Path
-    indexes: Path
     parts: Path | None = None
+    build: bool = True
     device: str = "auto"
     dtype: str = "auto"
     language: str = "auto"
@@ -171,7 +172,6 @@ def open_retriever(
         preset=preset,
         corpus=corpus,
         cache_dir=cache_dir,
-        indexes=cache_dir / "indexes",
         device=device,
         dtype=dtype,
         language=language,
