@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_plus
 import msgspec
 
 from slmx import files
-from slmx.data.literals import strings
+from slmx.data.literals import value
 from slmx.data.sources import BadRow, Item, RowReader, Span, item
 from slmx.data.stream import Head
 from slmx.records import Document
@@ -247,8 +247,8 @@ class _Dpr:
             except UnicodeDecodeError:
                 yield BadRow(line=line, field="row", reason="not UTF-8")
                 continue
-            answers = strings(written) if tab else None
-            if answers is not None:
+            answers = value(written) if tab else None
+            if isinstance(answers, list) and all(isinstance(a, str) for a in answers):
                 yield item(line, question, answers)
             else:
                 yield BadRow(line=line, field="answer", reason="not a Python list of strings behind a tab")

@@ -136,7 +136,7 @@ def test_strict_stops_at_the_first(write_lines: Write, merged_row: Row, tmp_path
 def test_nothing_is_overwritten_unasked(write_lines: Write, merged_row: Row, tmp_path: Path) -> None:
     source = write_lines("m.jsonl", [merged_row(0)])
     (tmp_path / "o_eval.json").write_text("mine")
-    with pytest.raises(RefusedError, match="o_eval.json exists"):
+    with pytest.raises(RefusedError, match=r"o_eval\.json exists"):
         convert(source, tmp_path / "o.json", split=0.5)
     assert not (tmp_path / "o.json").exists() and (tmp_path / "o_eval.json").read_text() == "mine"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_headings_open_passages_and_stay_with_their_text() -> None:
 def test_overlap_repeats_whole_sentences() -> None:
     text = " ".join(sentence(20, f"w{n}") for n in range(20))
     found = of(text, words=100, overlap=40)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert after.startswith(before.split(". ")[-2])
 
 
