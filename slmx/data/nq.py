@@ -6,6 +6,7 @@ spaces that stand inside tokens, and shift every offset behind them.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -230,26 +231,26 @@ def _open(line: int, row: OpenRow, section: str) -> Iterator[Item | BadRow]:
 
 
 class _Dpr:
-    """DPR's form: `question<TAB>['a', 'b']`, the answers as a Python literal."""
+    """DPR's form: `question<TAB>['a', 'b']`, the answers as a Python literal; quoted as in CSV where it has a `"`."""
 
     about = "DPR: question, tab, Python list of answers"
 
     def sniff(self, head: Head) -> bool:
         """Two columns, the second one a list."""
         first = head.start.partition("\n")[0].rstrip().partition("\t")[2]
-        return head.layout == "text" and first.startswith("[") and first.endswith("]")
+        return head.layout == "text" and bool(re.fullmatch(r'"?\[.*\]"?', first))
 
     def read(self, path: Path) -> Iterator[Item | BadRow]:
         """Line after line; the literal parser runs no code."""
         for line, raw in files.read_lines(path):
             try:
-                question, tab, written = raw.decode().strip("\r\n").partition("\t")
-            except UnicodeDecodeError:
-                yield BadRow(line=line, field="row", reason="not UTF-8")
+                cells = next(csv.reader([raw.decode()], delimiter="\t"))
+            except (UnicodeDecodeError, csv.Error) as error:
+                yield BadRow(line=line, field="row", reason=str(error))
                 continue
-            answers = value(written) if tab else None
+            answers = value(cells[1]) if len(cells) == 2 else None
             if isinstance(answers, list) and all(isinstance(a, str) for a in answers):
-                yield item(line, question, answers)
+                yield item(line, cells[0], answers)
             else:
                 yield BadRow(line=line, field="answer", reason="not a Python list of strings behind a tab")
 

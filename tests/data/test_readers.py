@@ -163,7 +163,7 @@ def test_nq_full_and_its_bad_parts(write_lines: Write) -> None:
 
 def test_nq_open_dpr_and_flashrag_join_by_question(write_lines: Write) -> None:
     nq = write_lines("o.jsonl", [{"question": "Who is it?", "answer": ["x", "y"]}])
-    dpr = write_lines("d.tsv", ["who is it? \t['x', \"y's\"]", "no tab", "q\t[broken", "q\t[]"])
+    dpr = write_lines("d.tsv", ['who is it? \t"[\'x\', ""y\'s""]"\r', "no tab", "q\t[broken", "q\t[]"])
     flash = write_lines("f.jsonl", [{"id": 5, "question": "q", "golden_answers": ["g"], "metadata": {"a": 1}}])
     assert [sources.detect(p) for p in (nq, dpr, flash)] == ["nq-open", "dpr", "flashrag"]
     items, bad = read(dpr)
