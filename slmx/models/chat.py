@@ -88,13 +88,12 @@ class PromptEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of new tokens, without special ones; the marks of a thinking block stay even if they are special."""
-        special = set(self._tokenizer.all_special_ids) - set(self._marks)
-        kept = [i for i in ids if i not in special]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self._backend.decode([i for i in ids if i not in self._silent], skip_special_tokens=False))
 
     @cached_property
-    def _marks(self) -> list[int]:
-        return [i for mark in ("<think>", "</think>") if (i := self._backend.token_to_id(mark)) is not None]
+    def _silent(self) -> frozenset[int]:
+        marks = {self._backend.token_to_id(mark) for mark in ("<think>", "</think>")}
+        return frozenset(self._tokenizer.all_special_ids) - marks
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -203,10 +203,7 @@ class Decoder:
         ids = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if self._plain:
-            cache = self._roomy(room)
-        else:
-            cache = DynamicCache(config=self._model.config)
+        cache = self._roomy(room) if self._plain else DynamicCache(config=self._model.config)
         state = _State(cache, mask, positions[:, -1:], torch.empty(0))
         self._forward(state, ids, positions)
         return state

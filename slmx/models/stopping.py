@@ -15,7 +15,7 @@ from slmx.records import Stop
 
 OPEN, CLOSE = "<think>", "</think>"
 _RULES: dict[str, re.Pattern[str]] = {
-    "line": re.compile(r"[\n\r\v\f\x85\u2028\u2029]"),
+    "line": re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"),
     "question": re.compile(r"(?<!\w)(?:Question|Q|Вопрос)\s?:"),
 }
 
