@@ -112,7 +112,7 @@ def convert(
                     listen(Progress(f"Converting {source.name}", bad.seen, max_items, unit="rows"))
                 if max_items is not None and bad.seen >= max_items:
                     break
-        bad.judge(source)
+        bad.judge(source, f"All are named in {errors}.")
     listen(Progress(f"Converting {source.name}", bad.seen, bad.seen, unit="rows"))
     return Converted(
         source=str(source),

@@ -104,7 +104,7 @@ def merge_nq(
         else:
             errors.unlink(missing_ok=True)
         bad.seen = max(read, bad.left_out)
-        bad.judge(simplified)
+        bad.judge(simplified, f"All are named in {errors}.")
         if not done:
             hint = "The first file is NQ-open (question, answer), the second simplified NQ (question_text, …)."
             raise SlmxError(f"No question of {open_file} stands in {simplified}.", hint=hint)

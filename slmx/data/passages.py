@@ -369,7 +369,7 @@ def _write(
                 _add(out, row, words, overlap)
             if bad.seen % 100 == 0:
                 listen(Progress(f"Passages of {source.name}", bad.seen, unit="questions"))
-    bad.judge(source)
+    bad.judge(source, f"`slmx data convert {source} --to FILE` names all.")
     listen(Progress(f"Passages of {source.name}", bad.seen, bad.seen, unit="questions"))
     for name, kept in (("corpus.jsonl", out.passages), ("errors.jsonl", bad.left_out + bad.warned)):
         if not kept:
