@@ -48,7 +48,7 @@ class PairResult(Record, frozen=True):
     queries: int
     metrics: dict[str, float]
     intervals_95: dict[str, tuple[float, float]]
-    counts: dict[str, float]
+    counts: dict[str, int | float]
     seconds: float
     identity: str
     configuration: dict[str, Any]

