@@ -110,18 +110,28 @@ def write_head(path: Path, kind: str, fingerprint: Mapping[str, Any], *, passage
     write_json(path / HEAD, Head(kind=kind, fingerprint=dict(fingerprint), passages=passages, files=sizes, **more))
 
 
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """May an index be put here?
+
+    Raises:
+        RefusedError: `path` exists and `overwrite` is false, or it holds something else than an index.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
+    if not (path / HEAD).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise RefusedError(f"{path} is no index; it is not replaced.", hint="Give another name.")
+
+
 @contextmanager
 def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends without an error.
 
     Raises:
-        RefusedError: `path` exists and `overwrite` is false, or it holds something else than an index.
+        RefusedError: as `check_place`.
     """
-    if path.exists():
-        if not overwrite:
-            raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
-        if not (path / HEAD).is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise RefusedError(f"{path} is no index; it is not replaced.", hint="Give another name.")
+    check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:

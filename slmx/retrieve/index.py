@@ -19,7 +19,7 @@ from slmx.events import Listener, nobody
 from slmx.files import write_jsonl
 from slmx.presets import RetrieverPreset
 from slmx.records import Passage, Record
-from slmx.retrieve.folders import PARTS, Head, damaged, read_folder, whole_folder, write_head
+from slmx.retrieve.folders import PARTS, Head, check_place, damaged, read_folder, whole_folder, write_head
 from slmx.retrieve.retrievers import INDEXED, Opening, Retriever, find_preset, open_preset
 
 KIND = "index"
@@ -62,6 +62,7 @@ def build(
         RefusedError: `to` exists and `overwrite` is false, or it is something else than an index.
     """
     started = time.perf_counter()
+    check_place(to, overwrite=overwrite)  # before a large source is read for nothing
     name, preset = find_preset(retriever)
     if preset.retriever not in INDEXED:
         raise UsageError(f'The retriever "{name}" has no index.', hint=f"Use one of these kinds: {', '.join(INDEXED)}.")
