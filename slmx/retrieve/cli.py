@@ -19,19 +19,15 @@ if TYPE_CHECKING:
 app = Group("retrieve", "Passages in, rankings out.")
 
 
-def _retrievers(incomplete: str) -> list[tuple[str, str]]:
-    from slmx import presets
-
-    return [(name, p.about) for name, p in presets.load("retrievers").items() if name.startswith(incomplete)]
-
-
 @app.command("index")
 def index(
     corpus: Annotated[str, typer.Argument(help="A dataset, a BEIR folder, or a file with documents.")],
     retriever: Annotated[
         str,
         typer.Option(
-            "--retriever", help="bm25, dense, hybrid …, or an encoder's folder or Hub id.", autocompletion=_retrievers
+            "--retriever",
+            help="bm25, dense, hybrid …, or an encoder's folder or Hub id.",
+            autocompletion=options.preset_names("retrievers"),
         ),
     ],
     to: Annotated[Path, typer.Option("--to", help="The folder of the index.")],
