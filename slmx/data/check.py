@@ -10,12 +10,12 @@ from typing import Literal
 
 from slmx.data.beir import absent
 from slmx.data.datasets import Dataset, locate, open_dataset
-from slmx.data.passages import Counts
+from slmx.data.passages import Counts, Held
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Listener, nobody
 from slmx.presets import load
 from slmx.records import Question, Record
-from slmx.text import WordText, normaliser_for
+from slmx.text import normaliser_for
 
 State = Literal["ok", "warn", "fail"]
 
@@ -176,4 +176,4 @@ def _holds(question: Question, gold: dict[str, str]) -> bool:
     """Does one of a question's gold passages hold one of its answers on word boundaries?"""
     normaliser = normaliser_for(question.question)
     texts = (gold[p] for p in question.gold.at("long") if p in gold)
-    return any(WordText(text, normaliser).holds_any(question.answers) for text in texts)
+    return any(Held(text, normaliser).any_of(question.answers) for text in texts)

@@ -12,10 +12,11 @@ from slmx.data import sources
 from slmx.data.beir import read_corpus, read_queries
 from slmx.data.clean import clean
 from slmx.data.datasets import locate
+from slmx.data.passages import Held
 from slmx.data.sources import BadRow, Item
 from slmx.events import Listener, Progress, nobody
 from slmx.records import Document, Question, Record
-from slmx.text import WordText, normaliser_for
+from slmx.text import normaliser_for
 
 MOST = 12  # so many topics and answer types are named; the rest are summed
 _CYRILLIC, _LATIN = re.compile(r"[\u0400-\u04ff]"), re.compile(r"[A-Za-z]")
@@ -105,7 +106,7 @@ class _Tally:
         lowered = [a.lower() for a in item.question.answers]
         self.as_string += any(a in t for t in map(str.lower, texts) for a in lowered)
         normaliser = normaliser_for(item.question.question)
-        self.on_words += any(WordText(t, normaliser).holds_any(item.question.answers) for t in texts)
+        self.on_words += any(Held(t, normaliser).any_of(item.question.answers) for t in texts)
 
 
 def language(text: str) -> str:

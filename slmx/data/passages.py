@@ -172,7 +172,26 @@ def _parts(text: str, unit: _Unit, words: int) -> Iterator[_Unit]:
 # ---------------------------------------------------------------------------------------------------------- gold marks
 
 
-def mark(item: Item, cuts: list[list[Cut]], held: list[list[WordText]]) -> Gold:
+_POSSESSIVE = re.compile(r"(?<=\w)['’]s\b")
+
+
+class Held:
+    """A text to be asked for answers on word boundaries.
+
+    A possessive 's counts as the end of its word and as a word of its own: NQ's answers have it apart ("McDonald 's"),
+    and "Schiller's poem" holds "Schiller".
+    """
+
+    def __init__(self, text: str, normaliser: str) -> None:
+        apart = _POSSESSIVE.sub(" s", text)
+        self._texts = [WordText(t, normaliser) for t in ((text,) if apart == text else (text, apart))]
+
+    def any_of(self, answers: list[str]) -> bool:
+        """Does one of the answers stand in the text?"""
+        return any(text.holds_any(answers) for text in self._texts)
+
+
+def mark(item: Item, cuts: list[list[Cut]], held: list[list[Held]]) -> Gold:
     """Which passages of an item's documents are gold.
 
     Args:
@@ -184,7 +203,7 @@ def mark(item: Item, cuts: list[list[Cut]], held: list[list[WordText]]) -> Gold:
         c.passage.passage_id
         for document, texts in zip(cuts, held, strict=True)
         for c, text in zip(document, texts, strict=True)
-        if text.holds_any(item.question.answers)
+        if text.any_of(item.question.answers)
     ]
     overlapping = [
         c.passage.passage_id
@@ -300,7 +319,7 @@ def _add(folder: _Folder, item: Item, words: int, overlap: int) -> None:
             folder.documents += 1
             for made in passages:
                 folder.passage(made.passage)
-    held = [[WordText(c.passage.text, normaliser) for c in passages] for passages in cuts]
+    held = [[Held(c.passage.text, normaliser) for c in passages] for passages in cuts]
     folder.question(msgspec.structs.replace(item.question, gold=mark(item, cuts, held)))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from slmx.data.beir import read_corpus, read_queries
 from slmx.data.clean import clean
-from slmx.data.passages import LONGEST, build, cut
+from slmx.data.passages import LONGEST, Held, build, cut
 from slmx.errors import PartlyDone, RefusedError, SlmxError, UsageError
 from slmx.records import Document
 
@@ -196,6 +196,13 @@ def test_long_passages_that_hold_an_answer_come_first(write_lines: Write, merged
     numbers = [p.rpartition("#")[2] for p in question.gold.long]
     assert len(numbers) > 1 and numbers[1:] == sorted(numbers[1:])
     assert question.gold.long[0] == question.gold.short[0] and numbers[0] != "0"
+
+
+def test_a_possessive_hides_no_answer() -> None:
+    assert Held("It is Schiller's poem.", "norm").any_of(["Schiller"])
+    assert Held("McDonald's has more.", "norm").any_of(["McDonald 's"])
+    assert Held("McDonald’s has more.", "norm-u1").any_of(["McDonald's"])
+    assert not Held("It is Schillers poem.", "norm").any_of(["Schiller"])
 
 
 def test_the_same_question_twice_has_two_ids(write_lines: Write, tmp_path: Path) -> None:
