@@ -131,7 +131,9 @@ def find_preset(name: str) -> tuple[str, RetrieverPreset]:
             return Path(name).name, preset
     path = Path(name).expanduser()
     if path.is_dir():
-        return path.resolve().name, RetrieverPreset(retriever="dense", model=str(path))
+        whole = path.resolve()
+        own = whole.parent.name if whole.name == "model" else whole.name  # "model" alone would tell nothing in tables
+        return own, RetrieverPreset(retriever="dense", model=str(path))
     if is_hub_id(name):
         return Path(name).name, RetrieverPreset(retriever="dense", model=name)
     names = [n for own, preset in known.items() for n in (own, *preset.aliases)]
