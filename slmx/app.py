@@ -115,6 +115,8 @@ def _unexpected(problem: Exception) -> int:
     if hasattr(problem, "exit_code") and hasattr(problem, "format_message"):  # the parser's own usage errors
         context = getattr(problem, "ctx", None)
         path = context.command_path if context is not None else "slmx"
+        if not problem.format_message():  # a group without a command: its help was shown, and that says it all
+            return WRONG_USAGE
         console.error(UsageError(problem.format_message(), hint=f"`{path} --help` shows what it takes."))
         return WRONG_USAGE
     if console.manner.verbose:

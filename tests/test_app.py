@@ -57,6 +57,16 @@ def test_version_and_help_without_arguments(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.startswith("slmx ")
 
 
+@pytest.mark.parametrize("args", [[], ["eval"]])
+def test_a_group_without_a_command_shows_its_help_and_no_empty_error(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(args) == 2
+    out, err = capsys.readouterr()
+    assert "Commands" in out + err
+    assert "error" not in err
+
+
 def test_an_unknown_command_is_wrong_usage_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["dta"]) == 2
     assert 'Did you mean "data"?' in capsys.readouterr().err

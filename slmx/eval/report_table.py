@@ -58,7 +58,8 @@ def render_plan(plan: Plan) -> RenderableType:
 
     questions = f"{plan.questions} questions" + (" (a seeded sample)" if plan.sampled else "")
     rows = [[cell.model, cell.mode, cell.retriever, str(cell.k or "")] for cell in plan.cells]
-    title = f"Plan: {len(plan.cells)} cells on {plan.dataset}, {questions} each, into {plan.output_dir}"
+    cells = "1 cell" if len(plan.cells) == 1 else f"{len(plan.cells)} cells"
+    title = f"Plan: {cells} on {plan.dataset}, {questions} each, into {plan.output_dir}"
     return table(title, ["model", "mode", "retriever", "k"], rows, left=3)
 
 
