@@ -1,7 +1,8 @@
 """The decoding loop: many prompts of one causal language model at once, with the texts they would have had alone.
 
-Prompts are read in chunks of nearly equal length (little padding, activations that fit the cache), then decoded
-together, because a step costs about the same for one row as for many. Rows that are done leave the batch.
+What all prompts begin with is read once. The rest is read in chunks of nearly equal length (little padding, activations
+that fit the cache), then all are decoded together, because a step costs about the same for one row as for many. Rows
+that are done leave the batch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from slmx.errors import SlmxError
 
 NEARLY_EQUAL = 0.85  # rows at least this long, relative to the longest, are read in one chunk
+WORTH_SHARING = 4  # a beginning of fewer tokens is read with each prompt
 STAYING = 0.75  # rows leave when at most this share goes on: leaving copies the cache
 
 Done = Callable[[int, list[int]], bool]
@@ -165,7 +167,11 @@ class Decoder:
 
     def _read(self, prompts: Sequence[list[int]], room: int) -> _State:
         """Read the prompts chunk by chunk, and join the chunks into one batch."""
-        states = [self._read_chunk(chunk, room) for chunk in self._chunks(prompts)]
+        begun, shared = None, self._shared(prompts)
+        if shared:
+            begun = self._read_chunk([prompts[0][:shared]], 0)
+            prompts = [prompt[shared:] for prompt in prompts]
+        states = [self._read_chunk(chunk, room, begun) for chunk in self._chunks(prompts)]
         if len(states) == 1:
             return states[0]
         width = max(state.mask.shape[1] for state in states)
@@ -182,6 +188,15 @@ class Decoder:
                 part.drop()  # so that the cache is held once
         return _State(cache, mask, last, logits)
 
+    def _shared(self, prompts: Sequence[list[int]]) -> int:
+        """How many tokens all prompts begin with, none of them whole; 0 where reading them once saves nothing."""
+        if not self._plain or len(prompts) < 2:
+            return 0
+        first, last = min(prompts), max(prompts)  # in order of ids: what these two begin with, all between them do
+        most = min(len(prompt) for prompt in prompts) - 1
+        shared = next((i for i in range(most) if first[i] != last[i]), most)
+        return shared if shared >= WORTH_SHARING else 0
+
     def _chunks(self, prompts: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
         if not self._plain:
             yield prompts
@@ -196,14 +211,23 @@ class Decoder:
             shortest, longest = low, high
         yield prompts[start:]
 
-    def _read_chunk(self, prompts: Sequence[list[int]], room: int) -> _State:
-        """Left-pad, so that every row's next id comes in the same column; padding is masked and has no position."""
+    def _read_chunk(self, prompts: Sequence[list[int]], room: int, begun: _State | None = None) -> _State:
+        """Left-pad, so that every row's next id comes in the same column; padding is masked and has no position.
+
+        `begun` is one row that holds the beginning of all: columns are beginning, padding, rest.
+        """
         width = max(len(prompt) for prompt in prompts)
         device = self._model.device
         ids = torch.tensor([[self._pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = self._roomy(room) if self._plain else DynamicCache(config=self._model.config)
+        if begun is not None:
+            rows, shared = len(prompts), begun.mask.shape[1]
+            mask = torch.cat([begun.mask.expand(rows, -1), mask], dim=1)
+            positions = positions + shared
+            for layer, part in zip(cache.layers, begun.cache.layers, strict=True):
+                layer.update(part.keys.expand(rows, -1, -1, -1), part.values.expand(rows, -1, -1, -1))
         state = _State(cache, mask, positions[:, -1:], torch.empty(0))
         self._forward(state, ids, positions)
         return state

@@ -79,6 +79,21 @@ def test_rows_that_are_done_leave_and_the_others_do_not_notice(name: str) -> Non
     assert new == expected
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("lengths", [[30, 29, 28, 9, 1], [5, 5, 5], [0, 3, 12]])
+def test_a_beginning_that_all_share_is_read_once_and_changes_nothing(name: str, lengths: list[int]) -> None:
+    model = make(name)
+    prompts = [[7, 8, 9, 10, 11, 12, 13, *rest] for rest in prompts_of(lengths)]
+    new = Decoder(model, pad=0, chunk_tokens=70).run(prompts, 9, never)
+    assert new == [alone(model, prompt, 9) for prompt in prompts]
+
+
+def test_equal_prompts_have_equal_ids() -> None:
+    model = make("llama")
+    prompts = prompts_of([20]) * 3
+    assert Decoder(model, pad=0, chunk_tokens=70).run(prompts, 5, never) == [alone(model, prompts[0], 5)] * 3
+
+
 def test_prompts_in_any_order() -> None:
     model = make("llama")
     prompts = prompts_of([3, 60, 12, 58, 1])
