@@ -127,11 +127,18 @@ def write_qrels(path: Path, qrels: Qrels, *, trec: bool = False) -> None:
 
 
 def write_run(path: Path, rankings: Iterable[Ranking], tag: str) -> None:
-    """Write rankings as a TREC run: `qid Q0 docid rank score tag`."""
+    """Write rankings as a TREC run: `qid Q0 docid rank score tag`.
+
+    Raises:
+        SlmxError: an id with a space in it, which would be read back as another id.
+    """
     name = files.slug(tag)
     with files.atomic_write(path) as out:
         for ranking in rankings:
             for rank, hit in enumerate(ranking.hits, 1):
+                for own in (ranking.question_id, hit.passage_id):
+                    if len(own.split()) != 1:
+                        raise SlmxError(f"The id {own!r} cannot stand in a TREC run.", hint="Give ids without spaces.")
                 out.write(f"{ranking.question_id} Q0 {hit.passage_id} {rank} {hit.score!r} {name}\n".encode())
 
 

@@ -21,10 +21,11 @@ from slmx.eval.machine import machine, versions
 from slmx.eval.statistics import bootstrap_interval
 from slmx.events import Listener, Notice, nobody
 from slmx.files import hash_value, read_json, slug, write_json
-from slmx.records import Ranking, Record
+from slmx.records import Record
 from slmx.retrieve.evaluate import Evaluation, evaluate
 from slmx.retrieve.metrics import KS
-from slmx.retrieve.retrievers import Retriever, open_retriever
+from slmx.retrieve.opening import open_retriever
+from slmx.retrieve.retrievers import Retriever
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -162,7 +163,6 @@ def _run_pair(
         listen(Notice(f"{folder} is finished; --overwrite runs it again."))
         return Pair(result=known, folder=str(folder), had_finished=True)
     evaluation, rankings = evaluate(dataset, retriever, configuration["ks"], configuration["split"], listen=listen)
-    _check_ids(rankings)
     if overwrite:  # not before there is something better: what cannot run must not cost the old results
         shutil.rmtree(folder, ignore_errors=True)
     result = _result(evaluation, configuration, identity, time.perf_counter() - started)
@@ -185,14 +185,6 @@ def _read(folder: Path) -> PairResult | None:
     except (msgspec.ValidationError, SlmxError):
         return None
     return found if found.format == FORMAT else None
-
-
-def _check_ids(rankings: Sequence[Ranking]) -> None:
-    """A TREC run is cut at spaces, so an id with one in it would be read back as another id."""
-    for ranking in rankings:
-        for name in (ranking.question_id, *(hit.passage_id for hit in ranking.hits)):
-            if len(name.split()) != 1:
-                raise SlmxError(f"The id {name!r} cannot stand in a TREC run.", hint="Give ids without spaces.")
 
 
 def _result(evaluation: Evaluation, configuration: dict[str, Any], identity: str, seconds: float) -> PairResult:

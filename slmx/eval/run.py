@@ -21,7 +21,8 @@ from slmx.events import Listener, Notice, nobody
 from slmx.files import hash_value
 from slmx.models.generators import open_generator
 from slmx.records import GoldLevel, Passage, Question, Ranking, Record
-from slmx.retrieve.retrievers import Retriever, open_retriever
+from slmx.retrieve.opening import open_retriever
+from slmx.retrieve.retrievers import Retriever
 from slmx.signals import Stop
 from slmx.track.memory import MemoryLog
 

@@ -9,18 +9,19 @@ the core's own cache, and no core waits for another at every operation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Listener, Progress, nobody
 from slmx.files import hash_bytes, hash_value, read_json
+from slmx.models.background import blocks, bounded_map, one_ahead
 from slmx.models.catalogue import fetch_weights, find_weights, hash_weights, require_weight_files, size_of_weights
+from slmx.models.quiet import no_bars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +172,7 @@ class Encoder:
             listen(Progress(task, done, total, "texts"))
 
         with ThreadPoolExecutor(1, "tokenize") as ahead, self._runner() as run:
-            for tokenized in _one_ahead(ahead, lambda block: self._tokenize(block, role), _blocks(texts, BLOCK)):
+            for tokenized in one_ahead(ahead, lambda block: self._tokenize(block, role), blocks(texts, BLOCK)):
                 yield self._finish(self._compute(tokenized, run, tell))
 
     def _compute(self, tokenized: Features, run: Any, tell: Callable[[int], None]) -> NDArray[np.float32]:
@@ -307,7 +308,7 @@ class Encoder:
         each = threads // workers
         with ThreadPoolExecutor(workers, "encode", initializer=torch.set_num_threads, initargs=(each,)) as pool:
             try:
-                yield lambda batches: _bounded_map(pool, self._forward, batches, 2 * workers)
+                yield lambda batches: bounded_map(pool, self._forward, batches, 2 * workers)
             finally:
                 torch.set_num_threads(threads)  # the setting of a worker reaches libraries that others use as well
 
@@ -366,51 +367,3 @@ def _similarity(folder: Path, settings: Mapping[str, Any]) -> Literal["cosine", 
     if name not in ("cosine", "dot"):
         raise UsageError(f"{folder} compares vectors by {name}.", hint="slmx searches by cosine and dot product alone.")
     return "dot" if name == "dot" else "cosine"
-
-
-def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    stream = iter(texts)
-    while block := list(islice(stream, size)):
-        yield block
-
-
-def _one_ahead(pool: ThreadPoolExecutor, function: Any, items: Iterable[Any]) -> Iterator[Any]:
-    """`map(function, items)`, the next result being made in the background while the last one is used."""
-    pending: Future[Any] | None = None
-    for item in items:
-        following = pool.submit(function, item)
-        if pending is not None:
-            yield pending.result()
-        pending = following
-    if pending is not None:
-        yield pending.result()
-
-
-def _bounded_map(pool: ThreadPoolExecutor, function: Any, items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """`pool.map` that holds at most `ahead` items at a time, and drops those that wait when the caller stops."""
-    stream = iter(items)
-    waiting: list[Future[Any]] = []
-    try:
-        while True:
-            waiting += [pool.submit(function, item) for item in islice(stream, ahead - len(waiting))]
-            if not waiting:
-                return
-            yield waiting.pop(0).result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """No progress bars of transformers: nothing but the console writes to the terminal."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()

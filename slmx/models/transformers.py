@@ -7,8 +7,7 @@ n-grams, which keep a model from copying its context) are not used; of them only
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging
 
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
@@ -26,6 +24,7 @@ from slmx.models.chat import PromptEncoder
 from slmx.models.decoding import Decoder, Draw, Drawn, greedy
 from slmx.models.device import dtype_name, pick_device, pick_dtype
 from slmx.models.generators import Opening
+from slmx.models.quiet import no_bars
 from slmx.models.stopping import Reading, read
 from slmx.records import Completion, Request, Stop
 
@@ -203,7 +202,7 @@ class TransformersGenerator:
         return {i for i in flat if i is not None}
 
     def _load_plain(self) -> Any:
-        with _quietly():
+        with no_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 self._folder,
                 dtype=self._dtype,
@@ -215,7 +214,7 @@ class TransformersGenerator:
 
     def _load_8bit(self) -> Any:
         try:
-            with _quietly():
+            with no_bars():
                 return AutoModelForCausalLM.from_pretrained(
                     self._folder,
                     dtype=self._dtype,
@@ -311,15 +310,3 @@ def _context_length(config: Any, encoder: PromptEncoder) -> int | None:
 
 def _int8() -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bars of transformers: progress is told as events."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -43,7 +43,7 @@ class RetrieverPreset(Preset):
     package: str = Field(default="", description="dense: an installed package that carries the model's folder")
     query_prompt: str = ""
     passage_prompt: str = ""
-    k1: float = Field(default=1.2, gt=0)
+    k1: float = Field(default=1.5, gt=0)
     b: float = Field(default=0.75, ge=0, le=1)
     language: Literal["auto", "english", "russian", "none"] = "auto"
     parts: tuple[str, ...] = Field(default=(), description="hybrid: the retrievers that are fused")

@@ -8,7 +8,8 @@ from typing import Any
 from slmx.errors import UsageError
 from slmx.events import Listener, nobody
 from slmx.records import Hit, Question, Ranking
-from slmx.retrieve.retrievers import Opening, Retriever, check_k, open_preset
+from slmx.retrieve.opening import open_preset
+from slmx.retrieve.retrievers import Opening, Retriever, check_k
 
 DEPTH = 100  # places of each part that are fused, or k if that is more
 

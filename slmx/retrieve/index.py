@@ -20,7 +20,8 @@ from slmx.files import write_jsonl
 from slmx.presets import RetrieverPreset
 from slmx.records import Passage, Record
 from slmx.retrieve.folders import PARTS, Head, check_place, damaged, read_folder, whole_folder, write_head
-from slmx.retrieve.retrievers import INDEXED, Opening, Retriever, find_preset, open_preset
+from slmx.retrieve.opening import open_preset
+from slmx.retrieve.retrievers import INDEXED, Opening, Retriever, find_preset
 
 KIND = "index"
 

@@ -10,7 +10,8 @@ from typing import Any
 from slmx.errors import SlmxError
 from slmx.events import Listener, Progress, nobody
 from slmx.files import slug
-from slmx.models.encoders import content, no_bars, resolve
+from slmx.models.encoders import content, resolve
+from slmx.models.quiet import no_bars
 from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, passage_text
 

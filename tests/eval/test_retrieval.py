@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from slmx.data.beir import read_run
 from slmx.errors import SlmxError, UsageError
 from slmx.eval import retrieval
 from slmx.eval.retrieval import RetrievalReport, render, run_retrieval
-
-_spec = spec_from_file_location("retrieve_fixtures", Path(__file__).parents[1] / "retrieve" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-encoder_folder, corpus = _fixtures.encoder_folder, _fixtures.corpus
 
 
 @pytest.fixture

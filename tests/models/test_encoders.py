@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,6 @@ from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice, Progress
 from slmx.models import encoders
 from slmx.models.encoders import Encoder, content, plan_batches, resolve
-
-_spec = spec_from_file_location("retrieve_fixtures", Path(__file__).parents[1] / "retrieve" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-encoder_folder, make_encoder, reranker_folder = (
-    _fixtures.encoder_folder,
-    _fixtures.make_encoder,
-    _fixtures.reranker_folder,
-)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SOME = [

@@ -12,7 +12,8 @@ import pytest
 from slmx.errors import UsageError
 from slmx.models.encoders import Encoder
 from slmx.retrieve import dense, vectors
-from slmx.retrieve.retrievers import find_preset, open_retriever
+from slmx.retrieve.opening import open_retriever
+from slmx.retrieve.retrievers import find_preset
 from slmx.retrieve.vectors import VectorStore, digest
 
 QUESTIONS = ("the lighthouse keeper", "an engine", "маяк", "")

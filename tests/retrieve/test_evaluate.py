@@ -13,7 +13,7 @@ from slmx.errors import SlmxError
 from slmx.events import Notice, nobody
 from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.evaluate import evaluate, without_own
-from slmx.retrieve.retrievers import open_retriever
+from slmx.retrieve.opening import open_retriever
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 NAMES = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut", "hit": "success", "p": "P"}

@@ -15,7 +15,7 @@ from slmx.data.beir import read_corpus
 from slmx.data.datasets import open_dataset
 from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.retrieve.index import build, open_index
-from slmx.retrieve.retrievers import open_retriever
+from slmx.retrieve.opening import open_retriever
 from slmx.retrieve.search import search
 
 

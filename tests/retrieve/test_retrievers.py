@@ -13,7 +13,8 @@ from slmx.events import nobody
 from slmx.records import Gold, Hit, Question, Ranking
 from slmx.retrieve import rerank
 from slmx.retrieve.hybrid import fuse
-from slmx.retrieve.retrievers import RETRIEVERS, open_retriever
+from slmx.retrieve.opening import open_retriever
+from slmx.retrieve.retrievers import RETRIEVERS
 
 
 def ids(ranking: Ranking) -> list[str]:
