@@ -126,4 +126,4 @@ def save(
     }
     write_json(to, result)
     for row in rows:
-        print(f"{row['figure']}: {row['value']} (target {row.get('target', '–')})")
+        print(f"{row['figure']}: {row['value']}" + (f" (target {row['target']})" if row.get("target") else ""))
