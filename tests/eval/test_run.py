@@ -26,7 +26,7 @@ class Slow:
         self.name = opening.name
 
     def fingerprint(self):
-        return {"generator": "slow"}
+        return {"generator": "slow", "weights": os.environ.get("SLOW_WEIGHTS", "")}
 
     def size_bytes(self):
         return 0
@@ -168,6 +168,12 @@ def test_another_configuration_gets_a_folder_of_its_own(work: Path) -> None:
     done = slmx(work, "--model", "extractive", "--mode", "no_context", "--max-samples", "5", "--overwrite")
     assert done.returncode == 0
     assert results(first)["num_examples"] == 5
+
+
+def test_trap_16_other_weights_under_the_same_name_never_get_the_old_answers(work: Path) -> None:
+    assert slmx(work, "--model", "slow", "--max-samples", "4").returncode == 0
+    assert slmx(work, "--model", "slow", "--max-samples", "4", SLOW_WEIGHTS="others").returncode == 0
+    assert len(list((work / "outputs").iterdir())) == 2
 
 
 def test_trap_21_a_sample_is_seeded_and_in_the_order_of_the_dataset(work: Path) -> None:
