@@ -84,7 +84,7 @@ def _table(title: str, titles: dict[str, str], cells: Sequence[CellRun]) -> Rend
             continue
         model = [] if title == PASSAGES else [run.cell.model]  # what was retrieved is the same for all models
         speed = [f"{run.results['questions_per_second']:.1f}"] if title == FORM else []
-        numbers = [shown(run.results, name) for name in names]
+        numbers = [shown(run.results, name, max(counts)) for name in names]
         lines[*model, context(run.cell), str(max(counts)), *numbers, *speed] = None
     if not lines:
         return None
@@ -99,14 +99,18 @@ def context(cell: Cell) -> str:
     return f"{cell.retriever}, k={cell.k}" if cell.context == "retrieved" else cell.context
 
 
-def shown(results: dict[str, Any], name: str) -> str:
-    """A mean with its interval on a line of its own: percent with one decimal, except for lengths."""
+def shown(results: dict[str, Any], name: str, n: int) -> str:
+    """A mean with its interval on a line of its own: percent with one decimal, except for lengths.
+
+    Where it is over fewer answers than the row's `n`, a third line says over how many.
+    """
     mean = results.get(name)
     if mean is None:
         return "–"
     factor = 1 if name in METRICS and METRICS[name].unit == "words" else 100
     low, high = (f"{factor * end:.1f}".replace("100.0", "100") for end in results["intervals_95"][name])
-    return f"{factor * mean:.1f}\n{low}–{high}"
+    fewer = f"\nn={own}" if (own := results["n"][name]) < n else ""
+    return f"{factor * mean:.1f}\n{low}–{high}{fewer}"
 
 
 def _notes(report: RunReport) -> str:
