@@ -19,7 +19,7 @@ from slmx.eval.plan import Cell, Plan, cell_folder, make_cells, sample, sample_s
 from slmx.eval.results import metric_names
 from slmx.events import Listener, Notice, nobody
 from slmx.files import hash_value
-from slmx.models.generators import open_generator
+from slmx.models.generators import name_of, open_generator
 from slmx.records import GoldLevel, Passage, Question, Ranking, Record
 from slmx.retrieve.opening import open_retriever
 from slmx.retrieve.retrievers import Retriever
@@ -93,7 +93,7 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
     """
     check_metrics(metric_names(options.metrics_preset, simple_qa=False), vocabulary=options.vocabulary)
     size = sample_size(options.modes, options.max_samples)
-    names = [open_generator(model, **options.generator).name for model in options.models]
+    names = [name_of(model) for model in options.models]
     if len(set(names)) < len(names):
         raise UsageError(f"Two models of this run have the same name: {', '.join(names)}.", hint="Run them one by one.")
     dataset = open_dataset(
@@ -137,13 +137,14 @@ def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport
         SlmxError: with exit code 130 or 143 when `stop` was asked for, after the batch at hand was saved.
     """
     options, plan, dataset, questions = planned.options, planned.plan, planned.dataset, planned.questions
+    # All are opened before anything is retrieved, so that what is missing is said at once; weights are loaded in turn.
+    generators = [open_generator(model, listen=listen, **options.generator) for model in options.models]
     with MemoryLog().sampling() as memory:
         memory.mark("system", "experiment_start")
         found = _retrieve_all(options, plan.cells, dataset, questions, memory, listen)
     passages = _texts(options, dataset, found, listen)
     done: list[CellRun] = []
-    for model in options.models:
-        generator = open_generator(model, listen=listen, **options.generator)
+    for generator in generators:
         try:
             for cell in (cell for cell in plan.cells if cell.model == generator.name):
                 work = _work(options, cell, dataset, questions, found, passages, memory)

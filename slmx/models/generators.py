@@ -163,24 +163,31 @@ def open_generator(name_or_path: str, *, listen: Listener = nobody, **options: A
         UsageError: an unknown name (with the nearest one) or option.
         SlmxError: a model that is not here and cannot be had, or is unsafe to load.
     """
+    chosen = _checked(options)
+    name, preset = _resolved(name_or_path)
+    if preset is None:
+        return cast(Generator, GENERATORS.load("transformers")(Opening(name, name_or_path, _filled(chosen), listen)))
+    return cast(Generator, GENERATORS.load(preset.generator)(_from_preset(name, preset, chosen, listen)))
+
+
+def name_of(name_or_path: str) -> str:
+    """The name that `open_generator` would give, without opening or fetching anything; its UsageError, too."""
+    return _resolved(name_or_path)[0]
+
+
+def _resolved(name_or_path: str) -> tuple[str, ModelPreset | None]:
     from slmx.presets import ModelPreset, find, load
 
-    chosen = _checked(options)
     found = find(ModelPreset, name_or_path)
     if found is not None:
-        name, preset = found
-        return cast(Generator, GENERATORS.load(preset.generator)(_from_preset(name, preset, chosen, listen)))
+        return found
     if Path(name_or_path).expanduser().is_dir():
-        name = slug(Path(name_or_path).expanduser().resolve().name)
-    elif is_hub_id(name_or_path):
-        name = slug(name_or_path)
-    else:
-        presets = cast("dict[str, ModelPreset]", load("models"))
-        known = [n for own, preset in presets.items() for n in (own, *preset.aliases)]
-        raise unknown_name(
-            "model", name_or_path, known, hint="A model's folder or a Hub id (owner/model) will do, too."
-        )
-    return cast(Generator, GENERATORS.load("transformers")(Opening(name, name_or_path, _filled(chosen), listen)))
+        return slug(Path(name_or_path).expanduser().resolve().name), None
+    if is_hub_id(name_or_path):
+        return slug(name_or_path), None
+    presets = cast("dict[str, ModelPreset]", load("models"))
+    known = [n for own, preset in presets.items() for n in (own, *preset.aliases)]
+    raise unknown_name("model", name_or_path, known, hint="A model's folder or a Hub id (owner/model) will do, too.")
 
 
 def _checked(options: dict[str, Any]) -> GeneratorOptions:
