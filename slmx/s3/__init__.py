@@ -1,0 +1,1 @@
+"""`slmx s3 …`: files and buckets."""
