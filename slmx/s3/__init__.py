@@ -1,1 +1,1 @@
-"""`slmx s3 …`: files and buckets."""
+"""Files and buckets: transfers that can be trusted."""
