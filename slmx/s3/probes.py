@@ -188,7 +188,7 @@ def _conditional(scratch: Scratch) -> Iterator[Line]:
         scratch.client.put_object(Bucket=scratch.bucket, Key=key, Body=b"second", IfNoneMatch="*")
     except Exception as error:
         if status(error) in (409, 412):
-            yield Line(check="condition", outcome="ok", said="If-None-Match is honoured: nothing is overwritten unseen")
+            yield Line(check="condition", outcome="ok", said="If-None-Match is honoured, one writer after another")
         else:
             yield failed("condition", error)
         return
@@ -240,12 +240,16 @@ def status(error: Exception) -> int:
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(answer, dict) else 0
 
 
+def code(error: Exception) -> str:
+    """S3's word for a refusal ("AccessDenied"); "" when there was no answer."""
+    answer = getattr(error, "response", None)
+    return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
+
+
 def told(error: Exception) -> str:
     """Status and code of a refusal, or what the network did. The server's own words are not repeated."""
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):
-        code = str(answer.get("Error", {}).get("Code", ""))
-        return " ".join(dict.fromkeys(filter(None, (str(status(error) or ""), code))))
+    if status(error) or code(error):
+        return " ".join(dict.fromkeys(filter(None, (str(status(error) or ""), code(error)))))
     return explain(error, Target("the server")).what.rstrip(".")
 
 

@@ -12,7 +12,7 @@ from slmx.records import Record
 from slmx.registry import nearest
 from slmx.s3 import known
 from slmx.s3.client import SHA256_KEY, connect, verification
-from slmx.s3.probes import operations, status, told
+from slmx.s3.probes import code, operations, status, told
 from slmx.s3.reach import Line, reach
 from slmx.settings import S3Settings
 
@@ -144,9 +144,8 @@ def _keys(client: Any, names: list[str]) -> Iterator[Line]:
     try:
         names += [entry["Name"] for entry in client.list_buckets().get("Buckets", [])]
     except Exception as error:
-        code = str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
-        if code in BAD_KEYS or status(error) == 401:
-            yield Line(check="credentials", outcome="fail", said=told(error), hint=BAD_KEYS.get(code, ""))
+        if code(error) in BAD_KEYS or status(error) == 401:
+            yield Line(check="credentials", outcome="fail", said=told(error), hint=BAD_KEYS.get(code(error), ""))
         elif status(error) == 403:
             yield Line(check="credentials", outcome="ok", said="the server takes the signature")
             said = "denied: these keys may not list buckets, and need not"

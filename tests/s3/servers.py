@@ -215,8 +215,8 @@ def _wait_for(children: list[subprocess.Popen[bytes]], ports: list[int], logs: P
             time.sleep(0.02)
 
 
-def make_certificate(folder: Path, *, days: int = 30) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost and 127.0.0.1, and its key."""
+def make_certificate(folder: Path, *, days: int = 30, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """A self-signed certificate for localhost and 127.0.0.1 (or another address), and its key."""
     from datetime import UTC, datetime, timedelta
     from ipaddress import ip_address
 
@@ -227,7 +227,7 @@ def make_certificate(folder: Path, *, days: int = 30) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address(address))])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
