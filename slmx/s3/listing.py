@@ -43,8 +43,9 @@ def pages(client: Any, bucket: str, prefix: str = "", *, recursive: bool = False
     with told_apart(Target(client.meta.endpoint_url, bucket)):
         for page in client.get_paginator("list_objects_v2").paginate(**asked):
             folders = [Entry(key=entry["Prefix"], folder=True) for entry in page.get("CommonPrefixes", [])]
-            objects = [_entry(row) for row in page.get("Contents", []) if row["Key"] != prefix or recursive]
-            yield folders + objects
+            # Some tools write an empty object with the folder's own name: it is the folder, not something in it.
+            marker = prefix if prefix.endswith("/") and not recursive else None
+            yield folders + [_entry(row) for row in page.get("Contents", []) if row["Key"] != marker]
 
 
 def objects(client: Any, bucket: str, prefix: str = "") -> Iterator[Entry]:

@@ -1,0 +1,299 @@
+"""The browser of `slmx s3 browse`: one list, one preview, a filter. It knows a Store and nothing of S3.
+
+Only the rows on the screen are drawn and pages are fetched when the list nears its end, so a folder of 100,000 keys
+opens as fast as one of ten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.widgets import Footer, Input, Static
+from textual.worker import get_current_worker
+
+from slmx.errors import SlmxError
+from slmx.events import Listener, Notice, Progress
+from slmx.s3.listing import Entry, human_size
+from slmx.s3.preview import one_line
+from slmx.s3.rows import Rows
+
+
+class Store(Protocol):
+    """What the browser shows. Every method may take long and is called from a thread."""
+
+    place: str
+    bucket: str
+
+    def pages(self, prefix: str) -> Iterator[list[Entry]]:
+        """Entries under a prefix, page by page; SlmxError when it cannot be listed."""
+
+    def preview(self, entry: Entry) -> str:
+        """The beginning of an object, safe to show; SlmxError when it cannot be read."""
+
+    def download(self, entry: Entry, listen: Listener) -> Path:
+        """Fetch an object and say where it went; SlmxError when it cannot be, or would overwrite."""
+
+
+class Browser(App[None]):
+    """Folders, sizes, dates, a filter as you type, a preview; download and copy."""
+
+    TITLE = "slmx s3 browse"
+    CSS = """
+    #path { height: 1; background: $panel; color: $text; text-style: bold; padding: 0 1; }
+    #filter { height: 1; border: none; padding: 0 1; background: $surface; }
+    #filter:focus { border: none; }
+    #body { height: 1fr; }
+    Rows { width: 3fr; padding: 0 1; }
+    #preview { width: 2fr; border-left: solid $panel; padding: 0 1; display: none; }
+    #preview.shown { display: block; }
+    #preview-text { width: auto; }
+    #status { height: 1; background: $panel; color: $text-muted; padding: 0 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "open", priority=True),
+        Binding("backspace,left", "up", "up"),
+        Binding("slash", "filter", "filter"),
+        Binding("d", "download", "download"),
+        Binding("c", "copy", "copy key"),
+        Binding("r", "reload", "reload"),
+        Binding("escape", "leave", "back", show=False),
+        Binding("up", "rows('move', -1)", show=False),
+        Binding("down", "rows('move', 1)", show=False),
+        Binding("pageup", "rows('page', -1)", show=False),
+        Binding("pagedown", "rows('page', 1)", show=False),
+        Binding("q", "quit", "quit"),
+    ]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, store: Store, prefix: str = "") -> None:
+        super().__init__()
+        self.store, self.prefix = store, prefix
+        self.loaded: list[Entry] = []
+        self.complete = False
+        self.problem = ""
+        self._more = threading.Event()
+        self._downloading = ""
+        self._came_from = ""
+
+    def compose(self) -> ComposeResult:
+        """Path, filter, list and preview, status, keys."""
+        yield Static(id="path", markup=False)
+        yield Input(placeholder="/ filters the names", id="filter", compact=True)
+        with Horizontal(id="body"):
+            yield Rows()
+            with VerticalScroll(id="preview"):
+                yield Static(id="preview-text", markup=False)
+        yield Static(id="status", markup=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Open the first folder."""
+        self.rows.focus()
+        self.visit(self.prefix)
+
+    @property
+    def rows(self) -> Rows:
+        """The list."""
+        return self.query_one(Rows)
+
+    @property
+    def wanted(self) -> str:
+        """What the filter says."""
+        return self.query_one("#filter", Input).value.lower()
+
+    # --- listing ---
+
+    def visit(self, prefix: str, came_from: str = "") -> None:
+        """Show a folder from its first page on; the cursor goes to `came_from` once that is there."""
+        self.prefix, self.loaded, self.complete, self.problem, self._came_from = prefix, [], False, "", came_from
+        self.query_one("#path", Static).update(one_line(f"{self.store.place}  s3://{self.store.bucket}/{prefix}"))
+        with self.prevent(Input.Changed):
+            self.query_one("#filter", Input).value = ""
+        self._hide_preview()
+        self.rows.show([], prefix)
+        self._more.set()
+        self._load(prefix)
+        self._tell()
+
+    @work(thread=True, exclusive=True, group="list")
+    def _load(self, prefix: str) -> None:
+        worker, problem = get_current_worker(), ""
+        pages = self.store.pages(prefix)
+        try:
+            while not worker.is_cancelled:
+                if not self._more.wait(0.1):
+                    continue
+                page = next(pages, None)
+                if page is None or worker.is_cancelled:
+                    break
+                self.call_from_thread(self._add, prefix, page)
+        except SlmxError as error:
+            problem = f"{error.what} {error.hint}"
+        if not worker.is_cancelled:
+            self.call_from_thread(self._ended, prefix, problem)
+
+    def _add(self, prefix: str, page: list[Entry]) -> None:
+        if prefix != self.prefix:
+            return
+        self.loaded += page
+        self.rows.entries += [entry for entry in page if self._fits(entry)]
+        if self._came_from:
+            for place, entry in enumerate(self.rows.entries):
+                if entry.key == self._came_from:
+                    self.rows.show(self.rows.entries, prefix, place)
+                    self._came_from = ""
+                    break
+        self.rows.grown()
+        self._ask_for_more()
+        self._tell()
+
+    def _ended(self, prefix: str, problem: str) -> None:
+        if prefix == self.prefix:
+            self.complete, self.problem = True, problem
+            self._tell()
+
+    def _ask_for_more(self) -> None:
+        """A filter looks at everything; without one, pages come as they are scrolled to."""
+        if self.wanted or self._came_from or self.rows.nears_its_end:
+            self._more.set()
+        else:
+            self._more.clear()
+
+    def _fits(self, entry: Entry) -> bool:
+        return self.wanted in entry.key[len(self.prefix) :].lower()
+
+    def on_rows_seen(self) -> None:
+        """The list moved: perhaps it nears its end."""
+        self._ask_for_more()
+
+    def on_input_changed(self) -> None:
+        """Filter as it is typed."""
+        self.rows.show([entry for entry in self.loaded if self._fits(entry)], self.prefix)
+        self._ask_for_more()
+        self._tell()
+
+    def _tell(self) -> None:
+        """The line at the bottom: how many, and what is going on."""
+        shown, known = len(self.rows.entries), len(self.loaded)
+        count = f"{known:,}{'' if self.complete else '+'} entries"
+        if self.wanted:
+            count = f"{shown:,} of {count}"
+        elif self.complete and not known:
+            count = "empty" if not self.prefix else "nothing under this prefix"
+        said = [self.problem or count, self._downloading]
+        self.query_one("#status", Static).update(one_line("   ".join(filter(None, said))))
+
+    # --- keys ---
+
+    def action_rows(self, what: str, by: int) -> None:
+        """Move in the list while the filter is typed in."""
+        (self.rows.action_move if what == "move" else self.rows.action_page)(by)
+
+    def action_open(self) -> None:
+        """Into a folder; preview an object."""
+        entry = self.rows.current
+        if entry is None:
+            return
+        self.rows.focus()
+        if entry.folder:
+            self.visit(entry.key)
+        else:
+            self._show_preview(entry, "…")
+            self._preview(entry)
+
+    def action_up(self) -> None:
+        """To the folder above."""
+        if self.prefix:
+            above = self.prefix.rstrip("/").rpartition("/")
+            self.visit(above[0] + above[1], came_from=self.prefix)
+
+    def action_filter(self) -> None:
+        """Type in the filter."""
+        self.query_one("#filter", Input).focus()
+
+    def action_leave(self) -> None:
+        """Out of the filter or the preview."""
+        field = self.query_one("#filter", Input)
+        if field.has_focus or field.value:
+            field.value = ""
+        else:
+            self._hide_preview()
+        self.rows.focus()
+
+    def action_reload(self) -> None:
+        """List the folder again."""
+        self.visit(self.prefix)
+
+    def action_copy(self) -> None:
+        """The key, to the clipboard of the terminal."""
+        entry = self.rows.current
+        if entry is not None:
+            self.copy_to_clipboard(entry.key)
+            self.notify(one_line(entry.key), title="copied", markup=False)
+
+    def action_download(self) -> None:
+        """Fetch the object under the cursor."""
+        entry = self.rows.current
+        if entry is None:
+            return
+        if entry.folder:
+            said = f"slmx s3 sync s3://{self.store.bucket}/{entry.key} FOLDER"
+            self.notify(one_line(said), title="folders are fetched by", markup=False)
+        elif self._downloading:
+            self.notify("One download at a time.", severity="warning")
+        else:
+            self._downloading = f"downloading {entry.key} …"
+            self._tell()
+            self._download(entry)
+
+    # --- preview and download ---
+
+    @work(thread=True, exclusive=True, group="preview")
+    def _preview(self, entry: Entry) -> None:
+        worker = get_current_worker()
+        try:
+            text = self.store.preview(entry)
+        except SlmxError as error:
+            text = f"{error.what}\n{error.hint}"
+        if not worker.is_cancelled:
+            self.call_from_thread(self._show_preview, entry, text)
+
+    def _show_preview(self, entry: Entry, text: str) -> None:
+        head = f"{one_line(entry.key[len(self.prefix) :])}  {human_size(entry.size)}"
+        self.query_one("#preview-text", Static).update(f"{head}\n\n{text}")
+        self.query_one("#preview").add_class("shown")
+        self.query_one("#preview").scroll_home(animate=False)
+
+    def _hide_preview(self) -> None:
+        self.workers.cancel_group(self, "preview")
+        self.query_one("#preview").remove_class("shown")
+
+    @work(thread=True, group="download")
+    def _download(self, entry: Entry) -> None:
+        def listen(event: Progress | Notice) -> None:
+            said = (
+                f"{event.done:,} of {event.total:,} {event.unit}" if isinstance(event, Progress) and event.total else ""
+            )
+            self.call_from_thread(self._downloads, f"downloading {entry.key} {said or '…'}")
+
+        worker = get_current_worker()
+        try:
+            said, bad = f"saved as {self.store.download(entry, listen)}", False
+        except SlmxError as error:
+            said, bad = f"{error.what} {error.hint}", True
+        if not worker.is_cancelled:
+            self.call_from_thread(self._downloads, "")
+            self.call_from_thread(
+                self.notify, one_line(said), severity="error" if bad else "information", markup=False, timeout=10
+            )
+
+    def _downloads(self, said: str) -> None:
+        self._downloading = said
+        self._tell()
