@@ -48,3 +48,31 @@ def test(
         raise stop.error("Stopped; what was written for the test is gone.", hint="The same command starts anew.")
     if not found.passed:
         raise test.problem(found)
+
+
+@app.command("browse")
+def browse(
+    prefix: Annotated[str, typer.Argument(help="Where to begin: a prefix, or s3://bucket/prefix.")] = "",
+    bucket: options.Bucket = "",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="In a pipe: every key, not only this folder's.")
+    ] = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Walk through a bucket: folders, sizes, dates, a filter as you type, previews, downloads.
+
+    In a pipe, or with --json, a listing: size, date and key.
+
+    Example: `slmx s3 browse datasets/nq/`
+    """
+    from slmx import console, settings
+    from slmx.s3 import browse
+    from slmx.s3.client import data_bucket
+
+    known = settings.load()
+    named, where = browse.place(prefix)
+    where_from = data_bucket(known.s3, named or bucket)
+    if console.in_terminal():
+        browse.walk(known.s3, where_from, where, data_dir or known.data_dir)
+    else:
+        console.stream(browse.listing(known.s3, where_from, where, recursive=recursive), browse.line)

@@ -48,12 +48,6 @@ def pages(client: Any, bucket: str, prefix: str = "", *, recursive: bool = False
             yield folders + [_entry(row) for row in page.get("Contents", []) if row["Key"] != marker]
 
 
-def objects(client: Any, bucket: str, prefix: str = "") -> Iterator[Entry]:
-    """Every object under a prefix, in the server's order."""
-    for page in pages(client, bucket, prefix, recursive=True):
-        yield from page
-
-
 def _entry(row: dict[str, Any]) -> Entry:
     written = row.get("LastModified")
     modified = written.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if written else ""
