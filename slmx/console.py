@@ -58,7 +58,7 @@ def result(record: Any, render: Callable[[Any], RenderableType]) -> None:
 
 
 def stream(rows: Iterable[Any], line: Callable[[Any], str]) -> None:
-    """Write rows as they come, for results of any length: a JSON array with --json, nothing with --quiet, else lines."""
+    """Write rows as they come, however many: a JSON array with --json, nothing with --quiet, else lines."""
     encode, first = None, True
     if manner.json:
         import msgspec
@@ -79,6 +79,15 @@ def stream(rows: Iterable[Any], line: Callable[[Any], str]) -> None:
 def in_terminal() -> bool:
     """Does a person sit before stdin and stdout, and wants more than data?"""
     return sys.stdin.isatty() and sys.stdout.isatty() and not manner.json and not manner.quiet
+
+
+def line(record: Any) -> None:
+    """With --json, one line on stdout at once: for commands that tell one thing a file, and whose end may be far."""
+    if manner.json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(record, enc_hook=str).decode() + "\n")
+        sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
