@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, ScrollableContainer
 from textual.widgets import Footer, Input, Static
 from textual.worker import get_current_worker
 
@@ -53,11 +53,11 @@ class Browser(App[None]):
     Rows { width: 3fr; padding: 0 1; }
     #preview { width: 2fr; border-left: solid $panel; padding: 0 1; display: none; }
     #preview.shown { display: block; }
-    #preview-text { width: auto; }
+    #preview-text { width: 100%; }
+    #preview-text.table { width: auto; }
     #status { height: 1; background: $panel; color: $text-muted; padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "open", priority=True),
         Binding("backspace,left", "up", "up"),
         Binding("slash", "filter", "filter"),
         Binding("d", "download", "download"),
@@ -88,7 +88,7 @@ class Browser(App[None]):
         yield Input(placeholder="/ filters the names", id="filter", compact=True)
         with Horizontal(id="body"):
             yield Rows()
-            with VerticalScroll(id="preview"):
+            with ScrollableContainer(id="preview"):
                 yield Static(id="preview-text", markup=False)
         yield Static(id="status", markup=False)
         yield Footer()
@@ -179,10 +179,14 @@ class Browser(App[None]):
         self._ask_for_more()
         self._tell()
 
+    def on_input_submitted(self) -> None:
+        """Enter in the filter opens what the cursor stands on."""
+        self.on_rows_opened()
+
     def _tell(self) -> None:
         """The line at the bottom: how many, and what is going on."""
         shown, known = len(self.rows.entries), len(self.loaded)
-        count = f"{known:,}{'' if self.complete else '+'} entries"
+        count = f"{known:,}{'' if self.complete else '+'} {'entry' if known == 1 else 'entries'}"
         if self.wanted:
             count = f"{shown:,} of {count}"
         elif self.complete and not known:
@@ -196,7 +200,7 @@ class Browser(App[None]):
         """Move in the list while the filter is typed in."""
         (self.rows.action_move if what == "move" else self.rows.action_page)(by)
 
-    def action_open(self) -> None:
+    def on_rows_opened(self) -> None:
         """Into a folder; preview an object."""
         entry = self.rows.current
         if entry is None:
@@ -267,7 +271,9 @@ class Browser(App[None]):
 
     def _show_preview(self, entry: Entry, text: str) -> None:
         head = f"{one_line(entry.key[len(self.prefix) :])}  {human_size(entry.size)}"
-        self.query_one("#preview-text", Static).update(f"{head}\n\n{text}")
+        shown = self.query_one("#preview-text", Static)
+        shown.set_class(entry.key.lower().endswith((".csv", ".tsv")), "table")  # rows of a table are not wrapped
+        shown.update(f"{head}\n\n{text}")
         self.query_one("#preview").add_class("shown")
         self.query_one("#preview").scroll_home(animate=False)
 

@@ -17,6 +17,7 @@ from slmx.s3.listing import Entry, human_size
 from slmx.s3.preview import one_line
 
 SIZE_WIDTH, DATE_WIDTH = 11, 18
+NARROW = 56  # columns; below this the dates are left out
 AHEAD = 2  # screens of entries that are fetched before they are reached
 
 
@@ -31,6 +32,7 @@ class Rows(ScrollView, can_focus=True):
     Rows > .rows--faint { color: $text-muted; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,right", "open", "open", key_display="⏎"),
         Binding("up,k", "move(-1)", show=False),
         Binding("down,j", "move(1)", show=False),
         Binding("pageup", "page(-1)", show=False),
@@ -41,6 +43,9 @@ class Rows(ScrollView, can_focus=True):
 
     class Seen(Message):
         """Other rows are on the screen now."""
+
+    class Opened(Message):
+        """The entry under the cursor is to be opened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +79,10 @@ class Rows(ScrollView, can_focus=True):
         self.cursor = max(0, min(len(self.entries) - 1, self.cursor + by))
         self._follow()
 
+    def action_open(self) -> None:
+        """Tell the browser."""
+        self.post_message(self.Opened())
+
     def action_page(self, by: int) -> None:
         """Move the cursor by screens."""
         self.action_move(by * max(1, self.size.height - 1))
@@ -82,6 +91,8 @@ class Rows(ScrollView, can_focus=True):
         """Put the cursor where the mouse is."""
         self.cursor = max(0, min(len(self.entries) - 1, event.y + round(self.scroll_y)))
         self._follow()
+        if event.chain == 2:
+            self.action_open()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Scrolled by wheel or bar."""
@@ -105,16 +116,16 @@ class Rows(ScrollView, can_focus=True):
         style = self.get_component_rich_style("rows--folder") if entry.folder else base
         if place == self.cursor:
             base = style = faint = self.get_component_rich_style("rows--cursor")
-        room = max(8, width - SIZE_WIDTH - DATE_WIDTH)
+        date = f"  {entry.modified[:16].replace('T', ' ')}" if width >= NARROW else ""
+        room = max(8, width - SIZE_WIDTH - (DATE_WIDTH if date else 0))
         name = one_line(entry.key[len(self.prefix) :]) or "/"
         if cell_len(name) > room:
             name = set_cell_size(name, room - 1) + "…"
         size = "" if entry.folder else human_size(entry.size)
-        date = f"  {entry.modified[:16].replace('T', ' ')}"
         return Strip(
             [
                 Segment(set_cell_size(name, room), style),
                 Segment(f"{size:>{SIZE_WIDTH}}", base),
-                Segment(f"{date:<{DATE_WIDTH}}", faint),
+                Segment(date, faint),
             ]
         ).adjust_cell_length(width, base)
