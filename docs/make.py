@@ -36,8 +36,8 @@ def benchmarks() -> str:
         "",
         "# Benchmarks",
         "",
-        "Each compares slmx with the plain way, both in turn within one run, so that the ratio holds when the machine's",
-        "speed drifts. `make bench` runs all of them; every script tells in its docstring what it measures.",
+        "Each compares slmx with the plain way, both in turn within one run, so that the ratio holds when the speed of",
+        "the machine drifts. `make bench` runs all of them; every script tells in its docstring what it measures.",
         "",
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):

@@ -11,7 +11,7 @@ from slmx.group import Group
 from slmx.options import Overwrite
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from slmx.settings import Setting
 
@@ -53,7 +53,7 @@ def init(
     )
 
 
-def render(lines: list[Setting]) -> Table:
+def render(lines: list[Setting]) -> RenderableType:
     """The settings as a table."""
     from slmx.console import table
 

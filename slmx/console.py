@@ -18,7 +18,6 @@ from slmx.events import Listener, Notice, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
 
 EVERY_SECONDS = 5.0  # how often a line of progress is written where there is no terminal
 
@@ -90,18 +89,25 @@ def line(record: Any) -> None:
         sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table; the first `left` columns are text, the others numbers set to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> RenderableType:
+    """A table; the first `left` columns are text, the others numbers set to the right. No heads: no line for them."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_header=any(columns), show_edge=False)
     for place, column in enumerate(columns):
-        made.add_column(column, justify="left" if place < left else "right", overflow="fold")
+        made.add_column(
+            column,
+            justify="left" if place < left else "right",
+            overflow="fold",
+            no_wrap=place >= left,  # a number broken over two lines is no number
+            min_width=min(len(column), 8) if place < left else None,
+        )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))  # Text: a passage may hold [brackets] that are not markup
-    return made
+    return Group(Text(title, style="bold"), made, "") if title else Group(made, "")
 
 
 def note(text: str) -> None:

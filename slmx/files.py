@@ -23,7 +23,7 @@ MAX_ROW = 64 << 20  # a JSON value longer than this is taken for a broken file, 
 def open_bytes(path: Path) -> BinaryIO:
     """Open for reading, through gzip where the content says so (its magic number, not the name)."""
     try:
-        stream = path.open("rb")
+        stream = cast(io.BufferedReader, path.open("rb", buffering=BLOCK))
     except FileNotFoundError:
         raise SlmxError(f"There is no file {path}.", hint="Check the path; relative paths start here.") from None
     except IsADirectoryError:

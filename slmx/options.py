@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -33,6 +34,17 @@ Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: aut
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
+
+
+def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
+    """Shell completion from the presets of a kind ("models", "retrievers", "datasets", "modes")."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        from slmx import presets
+
+        return [(name, preset.about) for name, preset in presets.load(kind).items() if name.startswith(incomplete)]
+
+    return complete
 
 
 def gold_level(name: str) -> GoldLevel:

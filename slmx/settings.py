@@ -227,6 +227,14 @@ def load() -> Settings:
         raise UsageError(f"Setting {name}{where}: {first['msg']}.", hint="`slmx config show` lists all.") from None
 
 
+def load_with_hub_token() -> Settings:
+    """As `load`, for commands that may fetch models: the Hub's own client reads the environment alone, not our .env."""
+    settings = load()
+    if settings.hf_token is not None:
+        os.environ.setdefault("HF_TOKEN", settings.hf_token.get_secret_value())
+    return settings
+
+
 def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every leaf setting with its dotted name."""
     for name, field in model.model_fields.items():

@@ -11,6 +11,7 @@ there is a hash of the source's content, the parameters and the code that cuts, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ from slmx.events import Listener, Notice, nobody
 from slmx.presets import DatasetPreset, find, load
 from slmx.records import Passage, Question
 from slmx.registry import nearest
+
+_ENDINGS = re.compile(r"(\.(jsonl?|csv|tsv))?(\.gz)?$")
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def locate(name_or_path: str, data_dir: Path) -> tuple[str, Path, bool]:
         return own, _preset_file(own, preset, data_dir), preset.simple_qa
     path = Path(name_or_path)
     if path.exists():
-        return path.name.partition(".")[0] or path.resolve().name, path, False
+        return _ENDINGS.sub("", path.resolve().name) or path.resolve().name, path, False
     if "/" not in name_or_path and not path.suffix:
         for folder in (data_dir / "beir" / name_or_path, Path("datasets") / name_or_path):
             if folder.is_dir():

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from slmx.data.passages import passage_of
+from slmx.data.passages import Held, passage_of
 from slmx.data.sources import BadRow, Item, RowReader, item
 from slmx.records import Gold
-from slmx.text import holds_answer, normaliser_for
+from slmx.text import normaliser_for
 
 
 class Context(msgspec.Struct):
@@ -57,7 +57,7 @@ def _items(line: int, row: Row, _section: str) -> Iterator[Item | BadRow]:
         return
     normaliser = normaliser_for(row.question)
     gold = [p for p, c in zip(passages, contexts, strict=True) if c.isgold]
-    short = [p.passage_id for p in gold if holds_answer(p.text, made.question.answers, normaliser)]
+    short = [p.passage_id for p in gold if Held(p.text, normaliser).any_of(made.question.answers)]
     long = short + [p.passage_id for p in gold if p.passage_id not in short]
     marked = msgspec.structs.replace(made.question, gold=Gold(long=long, short=short, document=long))
     yield msgspec.structs.replace(made, question=marked)

@@ -6,17 +6,21 @@ spaces that stand inside tokens, and shift every offset behind them.
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 import msgspec
 
 from slmx import files
-from slmx.data.literals import strings
+from slmx.data.literals import value
 from slmx.data.sources import BadRow, Item, RowReader, Span, item
 from slmx.data.stream import Head
 from slmx.records import Document
+
+_TITLE = re.compile(r"(?:^|&)title=([^&]+)")
 
 # ------------------------------------------------------------------------------------------------------------- merged
 
@@ -71,21 +75,23 @@ def token_starts(text: str, wanted: Sequence[int]) -> dict[int, int]:
 
 def _behind_space(text: str, at: int, spaces: int) -> int:
     """The place behind the nth space from `at`, where the end of the text counts as one more space; -1 past it."""
-    step = 4096
-    while spaces and at <= len(text):
-        found = text.count(" ", at, at + step)
-        if found < spaces:
-            spaces -= found
-            at += step
-            if at >= len(text):
-                return len(text) + 1 if spaces == 1 else -1
-        elif step > 64:
-            step //= 2
-        else:
-            for _ in range(spaces):
-                at = text.index(" ", at) + 1
-            return at
-    return -1 if spaces else at
+    end, stride = len(text), 4  # a token and its space are rarely shorter: most of the way in few steps, none too far
+    if at > end:
+        return -1 if spaces else at
+    while spaces > 4:
+        found = text.count(" ", at, at + spaces * stride)
+        if found >= spaces and stride > 1:
+            stride = 1  # n characters hold no more than n spaces
+            continue
+        at += spaces * stride
+        spaces -= found
+        if spaces and at >= end:
+            return end + 1 if spaces == 1 else -1
+    for left in range(spaces, 0, -1):
+        at = text.find(" ", at) + 1
+        if not at:
+            return end + 1 if left == 1 else -1
+    return at
 
 
 class _Ranges:
@@ -159,13 +165,15 @@ def _merged(line: int, row: MergedRow, _section: str) -> Iterator[Item | BadRow]
 
 def title_of(url: str) -> str:
     """A page's title: the `title` parameter of `index.php?title=X`, else the last segment of the path, decoded."""
-    try:
-        parts = urlsplit(url.replace("&amp;", "&"))
-        asked = parse_qs(parts.query).get("title", [""])[0] if "title=" in parts.query else ""
-    except ValueError:  # brackets that are no IPv6 address, more parameters than anybody sends
-        return ""
-    last = next((s for s in reversed(parts.path.split("/")) if s), "")
-    return (asked or unquote(last)).replace("_", " ").strip()
+    address, _, query = url.replace("&amp;", "&").partition("#")[0].partition("?")
+    asked = _TITLE.search(query)
+    if asked:
+        title = unquote_plus(asked[1])
+    else:
+        scheme, _, rest = address.rpartition("://")
+        path = rest.partition("/")[2] if scheme else rest
+        title = unquote(path.rstrip("/").rpartition("/")[2])
+    return title.replace("_", " ").strip()
 
 
 # ------------------------------------------------------------------------------------------------- converted and open
@@ -223,26 +231,26 @@ def _open(line: int, row: OpenRow, section: str) -> Iterator[Item | BadRow]:
 
 
 class _Dpr:
-    """DPR's form: `question<TAB>['a', 'b']`, the answers as a Python literal."""
+    """DPR's form: `question<TAB>['a', 'b']`, the answers as a Python literal; quoted as in CSV where it has a `"`."""
 
     about = "DPR: question, tab, Python list of answers"
 
     def sniff(self, head: Head) -> bool:
         """Two columns, the second one a list."""
         first = head.start.partition("\n")[0].rstrip().partition("\t")[2]
-        return head.layout == "text" and first.startswith("[") and first.endswith("]")
+        return head.layout == "text" and bool(re.fullmatch(r'"?\[.*\]"?', first))
 
     def read(self, path: Path) -> Iterator[Item | BadRow]:
         """Line after line; the literal parser runs no code."""
         for line, raw in files.read_lines(path):
             try:
-                question, tab, written = raw.decode().strip("\r\n").partition("\t")
-            except UnicodeDecodeError:
-                yield BadRow(line=line, field="row", reason="not UTF-8")
+                cells = next(csv.reader([raw.decode()], delimiter="\t"))
+            except (UnicodeDecodeError, csv.Error) as error:
+                yield BadRow(line=line, field="row", reason=str(error))
                 continue
-            answers = strings(written) if tab else None
-            if answers is not None:
-                yield item(line, question, answers)
+            answers = value(cells[1]) if len(cells) == 2 else None
+            if isinstance(answers, list) and all(isinstance(a, str) for a in answers):
+                yield item(line, cells[0], answers)
             else:
                 yield BadRow(line=line, field="answer", reason="not a Python list of strings behind a tab")
 

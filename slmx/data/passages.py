@@ -22,7 +22,7 @@ from slmx import files
 from slmx.data import sources
 from slmx.data.clean import Cleaned, clean
 from slmx.data.sources import BadRow, BadRows, Item, Span
-from slmx.errors import RefusedError, UsageError
+from slmx.errors import PartlyDone, RefusedError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.records import Document, Gold, Passage, Question, Record
 from slmx.text import WordText, normaliser_for, sentences
@@ -131,7 +131,9 @@ def _units(cleaned: Cleaned, words: int) -> Iterator[_Unit]:
     text = cleaned.text
     waiting: _Unit | None = None  # headings that wait for their text
     for start, end in sentences(text):
-        unit = _Unit(start, end, len(text[start:end].split()), "paragraph" if text[start - 1 : start] == "\n" else "")
+        unit = _Unit(
+            start, end, text.count(" ", start, end) + 1, "paragraph" if text[start - 1 : start] == "\n" else ""
+        )
         if start in cleaned.headings and unit.words <= words / 4:
             if waiting is not None and waiting.words + unit.words > words / 4:
                 yield waiting
@@ -170,7 +172,26 @@ def _parts(text: str, unit: _Unit, words: int) -> Iterator[_Unit]:
 # ---------------------------------------------------------------------------------------------------------- gold marks
 
 
-def mark(item: Item, cuts: list[list[Cut]], held: list[list[WordText]]) -> Gold:
+_POSSESSIVE = re.compile(r"(?<=\w)['’]s\b")
+
+
+class Held:
+    """A text to be asked for answers on word boundaries.
+
+    A possessive 's counts as the end of its word and as a word of its own: NQ's answers have it apart ("McDonald 's"),
+    and "Schiller's poem" holds "Schiller".
+    """
+
+    def __init__(self, text: str, normaliser: str) -> None:
+        apart = _POSSESSIVE.sub(" s", text)
+        self._texts = [WordText(t, normaliser) for t in ((text,) if apart == text else (text, apart))]
+
+    def any_of(self, answers: list[str]) -> bool:
+        """Does one of the answers stand in the text?"""
+        return any(text.holds_any(answers) for text in self._texts)
+
+
+def mark(item: Item, cuts: list[list[Cut]], held: list[list[Held]]) -> Gold:
     """Which passages of an item's documents are gold.
 
     Args:
@@ -182,7 +203,7 @@ def mark(item: Item, cuts: list[list[Cut]], held: list[list[WordText]]) -> Gold:
         c.passage.passage_id
         for document, texts in zip(cuts, held, strict=True)
         for c, text in zip(document, texts, strict=True)
-        if text.holds_any(item.question.answers)
+        if text.any_of(item.question.answers)
     ]
     overlapping = [
         c.passage.passage_id
@@ -225,6 +246,12 @@ class Stored(Record, frozen=True):
     counts: Counts
     corpus_hash: str
     queries_hash: str
+
+    def check(self, folder: Path) -> None:
+        """PartlyDone (exit code 3) when rows were left out; the folder is there all the same."""
+        if self.counts.left_out:
+            said = f"{self.counts.left_out} rows of {self.source} were left out."
+            raise PartlyDone(said, hint=f"See {folder / 'errors.jsonl'}.")
 
 
 class _Folder:
@@ -292,7 +319,7 @@ def _add(folder: _Folder, item: Item, words: int, overlap: int) -> None:
             folder.documents += 1
             for made in passages:
                 folder.passage(made.passage)
-    held = [[WordText(c.passage.text, normaliser) for c in passages] for passages in cuts]
+    held = [[Held(c.passage.text, normaliser) for c in passages] for passages in cuts]
     folder.question(msgspec.structs.replace(item.question, gold=mark(item, cuts, held)))
 
 
@@ -361,7 +388,7 @@ def _write(
                 _add(out, row, words, overlap)
             if bad.seen % 100 == 0:
                 listen(Progress(f"Passages of {source.name}", bad.seen, unit="questions"))
-    bad.judge(source)
+    bad.judge(source, f"`slmx data convert {source} --to FILE` names all.")
     listen(Progress(f"Passages of {source.name}", bad.seen, bad.seen, unit="questions"))
     for name, kept in (("corpus.jsonl", out.passages), ("errors.jsonl", bad.left_out + bad.warned)):
         if not kept:

@@ -61,8 +61,8 @@ def _from_csv(number: int, row: CsvRow) -> Iterator[Item | BadRow]:
         lost("long_answer", "not a list of strings")
     made = item(
         row.line,
-        row.cells["problem"],
-        row.cells["answer"],
+        row.cells.get("problem", ""),
+        row.cells.get("answer", ""),
         metadata={"id": number, **{str(k): v for k, v in metadata.items()}, "source": "simple_qa"},
         documents=[document_of(text) for text in texts or [] if text.strip()],
         long_answers=[text for text in long_answers or [] if text.strip()],

@@ -198,7 +198,7 @@ class BadRows:
     def __init__(self, *, strict: bool = False, allow: bool = False) -> None:
         self.strict, self.allow = strict, allow
         self.seen = self.left_out = self.warned = 0
-        self._first: BadRow | None = None
+        self._first_left_out: BadRow | None = None
         self._warned_line = -1
 
     def add(self, row: Item | BadRow) -> None:
@@ -211,23 +211,26 @@ class BadRows:
                 f"Line {row.line}: {row.field}: {row.reason}.",
                 hint="Correct the row, or leave out --strict to go on without it.",
             )
-        self._first = self._first or row
         if row.kept:
             self.warned += row.line != self._warned_line
             self._warned_line = row.line
         else:
+            self._first_left_out = self._first_left_out or row
             self.seen += 1
             self.left_out += 1
 
-    def judge(self, path: Path) -> None:
-        """SlmxError when nothing can be used, or more than one row in twenty was left out and that is not allowed."""
-        if self.left_out and self._first and (self.left_out == self.seen or not self.allow) and self._too_many():
-            first = f"The first: line {self._first.line}, {self._first.field}: {self._first.reason}."
-            hint = f"{first} --allow-errors goes on without them." if self.left_out < self.seen else first
-            raise SlmxError(f"{self.left_out} of {self.seen} rows of {path} cannot be used.", hint=hint)
+    def judge(self, path: Path, see: str) -> None:
+        """SlmxError when nothing can be used, or more than one row in twenty was left out and that is not allowed.
 
-    def _too_many(self) -> bool:
-        return self.left_out > self.LIMIT * self.seen
+        `see` is a sentence that says where all bad rows are named.
+        """
+        useless = 0 < self.left_out == self.seen
+        if not useless and (self.allow or self.left_out <= self.LIMIT * self.seen):
+            return
+        first = self._first_left_out
+        said = f"The first: line {first.line}, {first.field}: {first.reason}. {see}" if first else see
+        hint = said if useless else f"{said} --allow-errors goes on without them."
+        raise SlmxError(f"{self.left_out} of {self.seen} rows of {path} cannot be used.", hint=hint)
 
 
 def hash_source(path: Path, format: str) -> str:

@@ -19,7 +19,7 @@ from slmx.errors import SlmxError
 
 SECTIONS = ("train", "eval")
 Layout = Literal["folder", "array", "sections", "lines", "text"]
-_QUOTE, _OPEN_LIST, _OPEN_OBJECT, _COLON = b'"[{:'
+_QUOTE, _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _COLON = b'"[]{:'
 _STRUCTURE = re.compile(rb'["\[\]{}]')
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _SCALAR = re.compile(rb"[^\s,\]}:]*")
@@ -192,7 +192,7 @@ def _array(scan: _Scanner, section: str) -> Iterator[Row]:
     scan.take()
     while True:
         first = scan.peek()
-        if first in b"]":
+        if first == _CLOSE_LIST:
             scan.take()
             return
         line = scan.line

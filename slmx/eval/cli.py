@@ -13,33 +13,15 @@ from slmx.group import Group
 app = Group("eval", "Questions in, predictions and metrics out.")
 
 
-def _complete(kind: str, incomplete: str) -> list[tuple[str, str]]:
-    from slmx import presets
-
-    return [(name, p.about) for name, p in presets.load(kind).items() if name.startswith(incomplete)]
-
-
-def _models(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("models", incomplete)
-
-
-def _retrievers(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("retrievers", incomplete)
-
-
-def _modes(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("modes", incomplete)
-
-
-def _datasets(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("datasets", incomplete)
-
-
 @app.command("run")
 def run(
     model: Annotated[
         list[str],
-        typer.Option("--model", help="A preset, a folder or a Hub id; may be repeated.", autocompletion=_models),
+        typer.Option(
+            "--model",
+            help="A preset, a folder or a Hub id; may be repeated.",
+            autocompletion=options.preset_names("models"),
+        ),
     ],
     mode: Annotated[
         list[str] | None,
@@ -47,12 +29,17 @@ def run(
             "--mode",
             help="no_context, oracle, retriever …; may be repeated.",
             show_default="no_context",
-            autocompletion=_modes,
+            autocompletion=options.preset_names("modes"),
         ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="A preset, a file or a folder.", show_default="nq", autocompletion=_datasets),
+        typer.Option(
+            "--dataset",
+            help="A preset, a file or a folder.",
+            show_default="nq",
+            autocompletion=options.preset_names("datasets"),
+        ),
     ] = None,
     retriever: Annotated[
         list[str] | None,
@@ -60,7 +47,7 @@ def run(
             "--retriever",
             help="bm25, dense, hybrid …; may be repeated.",
             show_default="bm25",
-            autocompletion=_retrievers,
+            autocompletion=options.preset_names("retrievers"),
         ),
     ] = None,
     k: Annotated[
@@ -117,7 +104,7 @@ def run(
     from slmx.eval.run import RunOptions, plan_run, run as run_plan
     from slmx.signals import stopping
 
-    known = settings.load()
+    known = settings.load_with_hub_token()
     asked = RunOptions(
         models=model,
         dataset=dataset or known.eval.dataset,
@@ -155,11 +142,63 @@ def run(
         },
     )
     with console.listening() as listen:
-        plan, _, _ = plan_run(asked, listen)
+        planned = plan_run(asked, listen)
     if dry_run:
-        console.result(plan, report_table.render_plan)
+        console.result(planned.plan, report_table.render_plan)
         return
-    console.show(report_table.render_plan(plan))
+    console.show(report_table.render_plan(planned.plan))
     with stopping() as stop, console.listening() as listen:
-        report = run_plan(asked, stop=stop, listen=listen)
+        report = run_plan(planned, stop=stop, listen=listen)
     console.result(report, report_table.render_report)
+
+
+@app.command("retrieval")
+def retrieval(
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--models",
+            help="Retriever presets, encoder folders or Hub ids.",
+            autocompletion=options.preset_names("retrievers"),
+        ),
+    ],
+    datasets: Annotated[list[str], typer.Option("--datasets", help="BEIR names or folders.")],
+    k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Cut-offs.", show_default="1 3 5 10 100")] = None,
+    split: Annotated[str, typer.Option("--split", help="Which relevance judgements.")] = "test",
+    reranker: options.Reranker = None,
+    language: options.Language = "auto",
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    output_dir: options.OutputDir = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """NDCG, recall, MRR and MAP of retrievers on BEIR folders; the runs are written in TREC's form.
+
+    Example: `slmx eval retrieval --models bm25 dense --datasets scifact arguana`
+    """
+    from slmx import console, settings
+    from slmx.eval.retrieval import render, run_retrieval
+    from slmx.retrieve.metrics import KS
+
+    known = settings.load_with_hub_token()
+    with console.listening() as listen:
+        report = run_retrieval(
+            models,
+            datasets,
+            data_dir=data_dir or known.data_dir,
+            cache_dir=cache_dir or known.cache_dir,
+            output_dir=output_dir or known.output_dir,
+            ks=k or KS,
+            split=split,
+            reranker=reranker,
+            language=language,
+            device=device or known.device,
+            dtype=dtype or known.dtype,
+            seed=known.seed if seed is None else seed,
+            overwrite=overwrite,
+            listen=listen,
+        )
+    console.result(report, render)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slmx.eval.metrics import METRICS
-from slmx.eval.plan import Plan
+from slmx.eval.plan import Cell, Plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,26 +14,42 @@ if TYPE_CHECKING:
     from slmx.eval.cell import CellRun
     from slmx.eval.run import RunReport
 
-TITLES = {
-    "token_recall": "token recall",
-    "em": "EM",
-    "f1": "F1",
-    "match": "match",
-    "k_precision": "k-precision",
-    "answer_coverage": "coverage",
-    "ndcg": "nDCG@k",
-    "recall_at_k": "recall@k",
-    "simpleqa_correct": "correct",
-    "simpleqa_incorrect": "incorrect",
-    "simpleqa_not_attempted": "not attempted",
-    "simpleqa_accuracy_given_attempted": "correct of attempted",
-    "simpleqa_f1": "SimpleQA F1",
-    "answer_words": "words",
-    "empty": "empty",
-    "hit_cap": "cut off",
-    "context_echo": "echo",
+PASSAGES = "Passages given"
+FORM = "Form of the answers, and speed"
+TABLES: dict[str, dict[str, str]] = {
+    "Answers": {
+        "token_recall": "token\nrecall",
+        "em": "EM",
+        "f1": "F1",
+        "match": "match",
+        "k_precision": "k-pre-\ncision",
+        "precision": "precision",
+        "recall": "recall",
+        "substring_recall": "substring\nrecall",
+        "token_recall@wordset": "recall@\nwordset",
+        "token_recall@bert": "recall@\nbert",
+    },
+    "SimpleQA, by match and abstention (a lower bound without a judge)": {
+        "simpleqa_correct": "correct",
+        "simpleqa_incorrect": "incorrect",
+        "simpleqa_not_attempted": "not at-\ntempted",
+        "simpleqa_accuracy_given_attempted": "of at-\ntempted",
+        "simpleqa_f1": "F1",
+    },
+    PASSAGES: {
+        "answer_coverage": "coverage",
+        "ndcg": "nDCG@k",
+        "recall_at_k": "recall@k",
+        "mrr": "MRR@k",
+        "hit": "hit@k",
+    },
+    FORM: {
+        "answer_words": "words",
+        "empty": "empty",
+        "hit_cap": "cut off",
+        "context_echo": "copied",
+    },
 }
-NOT_SHOWN = ("mrr", "hit", "precision", "recall")
 
 
 def render_plan(plan: Plan) -> RenderableType:
@@ -40,33 +57,45 @@ def render_plan(plan: Plan) -> RenderableType:
     from slmx.console import table
 
     questions = f"{plan.questions} questions" + (" (a seeded sample)" if plan.sampled else "")
-    rows = [[c.model, c.mode, c.retriever, str(c.k or ""), f"{plan.output_dir}/{c.folder}"] for c in plan.cells]
-    title = f"Plan: {len(plan.cells)} cells on {plan.dataset}, {questions} each"
-    return table(title, ["model", "mode", "retriever", "k", "folder"], rows, left=5)
+    rows = [[cell.model, cell.mode, cell.retriever, str(cell.k or "")] for cell in plan.cells]
+    title = f"Plan: {len(plan.cells)} cells on {plan.dataset}, {questions} each, into {plan.output_dir}"
+    return table(title, ["model", "mode", "retriever", "k"], rows, left=3)
 
 
 def render_report(report: RunReport) -> RenderableType:
-    """One row a cell: every metric × 100 with its 95 % interval below."""
+    """Tables with a row a cell: every metric × 100 with its interval below, n and speed."""
     from rich.console import Group
     from rich.text import Text
 
+    tables = [_table(title, names, report.cells) for title, names in TABLES.items()]
+    told = "Percent, with the seeded 95 % bootstrap interval below; words: mean length of an answer.\n"
+    return Group(*(table for table in tables if table is not None), Text(told + _notes(report)))
+
+
+def _table(title: str, titles: dict[str, str], cells: Sequence[CellRun]) -> RenderableType | None:
     from slmx.console import table
 
-    names = [n for n in TITLES if any(cell.results.get("n", {}).get(n) for cell in report.cells)]
-    names += [n for n in METRICS if n not in (*TITLES, *NOT_SHOWN) and any(n in c.results for c in report.cells)]
-    rows = [_row(cell, names) for cell in report.cells]
-    columns = ["model", "mode", "n", *(TITLES.get(name, name) for name in names), "questions/s"]
-    told = Text("Percent, with the 95 % bootstrap interval below; words: mean length of an answer.\n" + _notes(report))
-    return Group(table("", columns, rows, left=2), told)
+    names = [name for name in titles if any(cell.results["n"].get(name) for cell in cells)]
+    lines: dict[tuple[str, ...], None] = {}
+    for run in cells:
+        counts = [run.results["n"].get(name, 0) for name in names]
+        if not any(counts):
+            continue
+        model = [] if title == PASSAGES else [run.cell.model]  # what was retrieved is the same for all models
+        speed = [f"{run.results['questions_per_second']:.1f}"] if title == FORM else []
+        numbers = [shown(run.results, name) for name in names]
+        lines[*model, context(run.cell), str(max(counts)), *numbers, *speed] = None
+    if not lines:
+        return None
+    heads = ["context", "n", *(titles[name] for name in names)]
+    heads = heads if title == PASSAGES else ["model", *heads]
+    heads += ["ques-\ntions/s"] if title == FORM else []
+    return table(title, heads, list(lines), left=heads.index("n"))
 
 
-def _row(run: CellRun, names: list[str]) -> list[str]:
-    cell, results = run.cell, run.results
-    mode = cell.mode.removesuffix("_context")
-    if cell.context == "retrieved":
-        mode = f"{cell.retriever}, k={cell.k}"
-    numbers = [shown(results, name) for name in names]
-    return [cell.model, mode, str(results["num_examples"]), *numbers, f"{results['questions_per_second']:.1f}"]
+def context(cell: Cell) -> str:
+    """What a cell shows the model, in a word or two."""
+    return f"{cell.retriever}, k={cell.k}" if cell.context == "retrieved" else cell.context
 
 
 def shown(results: dict[str, Any], name: str) -> str:
@@ -75,8 +104,8 @@ def shown(results: dict[str, Any], name: str) -> str:
     if mean is None:
         return "–"
     factor = 1 if name in METRICS and METRICS[name].unit == "words" else 100
-    low, high = (factor * end for end in results["intervals_95"][name])
-    return f"{factor * mean:.1f}\n{low:.1f}–{high:.1f}"
+    low, high = (f"{factor * end:.1f}".replace("100.0", "100") for end in results["intervals_95"][name])
+    return f"{factor * mean:.1f}\n{low}–{high}"
 
 
 def _notes(report: RunReport) -> str:

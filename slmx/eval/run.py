@@ -56,6 +56,16 @@ class RunOptions:
     generator: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan with the dataset and the questions it stands for."""
+
+    options: RunOptions
+    plan: Plan
+    dataset: Dataset
+    questions: list[Question]
+
+
 class RunReport(Record, frozen=True):
     """What a run did: its plan and, for each cell that is finished, its folder and the content of results.json."""
 
@@ -74,7 +84,7 @@ class Found:
     same_corpus: bool
 
 
-def plan_run(options: RunOptions, listen: Listener = nobody) -> tuple[Plan, Dataset, list[Question]]:
+def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
     """Open the dataset, choose the questions and lay out the cells; nothing is retrieved or answered yet.
 
     Raises:
@@ -116,16 +126,16 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> tuple[Plan, Data
         oracle=options.oracle,
         output_dir=str(options.output_dir / options.name if options.name else options.output_dir),
     )
-    return plan, dataset, questions
+    return Planned(options, plan, dataset, questions)
 
 
-def run(options: RunOptions, *, stop: Stop, listen: Listener = nobody) -> RunReport:
+def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport:
     """Run the whole plan; cells that are finished already are read, not run.
 
     Raises:
         SlmxError: with exit code 130 or 143 when `stop` was asked for, after the batch at hand was saved.
     """
-    plan, dataset, questions = plan_run(options, listen)
+    options, plan, dataset, questions = planned.options, planned.plan, planned.dataset, planned.questions
     with MemoryLog().sampling() as memory:
         memory.mark("system", "experiment_start")
         found = _retrieve_all(options, plan.cells, dataset, questions, memory, listen)

