@@ -89,6 +89,12 @@ def line(record: Any) -> None:
         sys.stdout.flush()
 
 
+def summary(record: Any, render: Callable[[Any], RenderableType]) -> None:
+    """What closes a command that wrote `line`s: for a person only."""
+    if not manner.json:
+        result(record, render)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> RenderableType:
     """A table; the first `left` columns are text, the others numbers set to the right. No heads: no line for them."""
     from rich import box

@@ -27,6 +27,7 @@ Kind = Literal[
     "length-required",
     "busy",
     "damaged",
+    "unsupported",
     "other",
 ]
 
@@ -82,6 +83,8 @@ CODES: dict[str, Kind] = {  # of S3, of HTTP, and obstore's names for them
     "BadDigest": "damaged",
     "InvalidDigest": "damaged",
     "XAmzContentSHA256Mismatch": "damaged",
+    "NotImplemented": "unsupported",
+    "501": "unsupported",
     "NotFoundError": "no-key",
     "PermissionDeniedError": "denied",
     "UnauthenticatedError": "credentials",
@@ -125,6 +128,10 @@ SAYS: dict[Kind, tuple[str, str]] = {
         "Try again later, or with a lower --concurrency.",
     ),
     "damaged": ("{target}: the bytes were damaged on the way (the server said {detail}).", "Run the command again."),
+    "unsupported": (
+        "{target}: the server cannot do this ({detail}).",
+        "`slmx s3 test --test-operations` looks closer.",
+    ),
     "other": ("{target}: {detail}.", "`slmx s3 test` looks closer."),
 }
 
