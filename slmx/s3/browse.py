@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmx.errors import UsageError
 from slmx.events import Listener
+from slmx.s3 import known
 from slmx.s3.client import connect
+from slmx.s3.download import Request, download
 from slmx.s3.listing import Entry, pages
+from slmx.s3.plan import side
 from slmx.s3.preview import first_bytes, one_line, readable
+from slmx.s3.report import problem
+from slmx.s3.store import Store
+from slmx.s3.transfer import Options
 from slmx.settings import S3Settings
 
 PATIENCE = 15.0  # seconds that a person waits before a screen
@@ -17,12 +22,10 @@ PATIENCE = 15.0  # seconds that a person waits before a screen
 
 def place(name: str) -> tuple[str, str]:
     """Bucket and prefix of "s3://bucket/prefix"; ("", prefix) of a bare prefix."""
-    if not name.startswith("s3://"):
+    if not name.startswith("s3:"):
         return "", name.removeprefix("/")
-    bucket, _, prefix = name.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise UsageError(f"{name} names no bucket.", hint="The form is s3://bucket/prefix.")
-    return bucket, prefix
+    named = side(name)
+    return named.bucket, named.prefix
 
 
 def listing(s3: S3Settings, bucket: str, prefix: str, *, recursive: bool = False) -> Iterator[Entry]:
@@ -63,5 +66,11 @@ class Shelf:
         return readable(entry.key, content, entry.size)
 
     def download(self, entry: Entry, listen: Listener) -> Path:
-        """Fetch an object, verified, into the data folder."""
-        raise NotImplementedError
+        """Fetch an object, verified: a known file to where experiments look for it, others into the data folder."""
+        homes = {key: file.local(self._data_dir) for file in known.FILES for key in file.keys("")}
+        asked = Request("custom", self._data_dir, self.bucket, key=entry.key, local=homes.get(entry.key))
+        row = next(iter(download(Store(self._s3), asked, Options(listen=listen))))
+        failure = problem([row])
+        if failure is not None:
+            raise failure
+        return Path(row.local)

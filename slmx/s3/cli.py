@@ -57,7 +57,7 @@ def test(
             bucket=data,
             prefix=prefix,
             test_operations=test_operations,
-            datasets_in=list(dict.fromkeys([data, "datasets"])) if check_datasets else [],
+            check_datasets=check_datasets,
             stopped=lambda: stop.asked,
             listen=listen,
         )

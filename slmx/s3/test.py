@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,12 @@ from slmx.events import Listener, Progress, nobody
 from slmx.records import Record
 from slmx.registry import nearest
 from slmx.s3 import known
-from slmx.s3.client import SHA256_KEY, connect, verification
+from slmx.s3.client import connect, verification
+from slmx.s3.download import SHARED_BUCKET, find
 from slmx.s3.probes import code, operations, status, told
 from slmx.s3.reach import Line, reach
+from slmx.s3.store import Store
+from slmx.s3.verify import is_md5
 from slmx.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def diagnose(
     bucket: str,
     prefix: str = "",
     test_operations: bool = False,
-    datasets_in: Sequence[str] = (),
+    check_datasets: bool = False,
     stopped: Callable[[], bool] = lambda: False,
     listen: Listener = nobody,
 ) -> Diagnosis:
@@ -58,7 +61,7 @@ def diagnose(
         bucket: the bucket to look at.
         prefix: the part of it that matters.
         test_operations: write, read and delete under a fresh name.
-        datasets_in: the buckets to look for the known files in, one after the other; none: not asked for.
+        check_datasets: look for the known files, here and in the bucket that is shared by convention.
         stopped: becomes true when somebody wants to stop; what was written is cleaned up first.
         listen: told of each line.
     """
@@ -74,7 +77,7 @@ def diagnose(
     usable = not any(line.outcome == "fail" for line in lines)
     for name, asked, found in (  # generators: nothing happens before one is taken from
         ("operations", test_operations, operations(quick, bucket, prefix, stopped)),
-        ("datasets", bool(datasets_in), _datasets(quick, datasets_in, prefix)),
+        ("datasets", check_datasets, _datasets(quick, bucket, prefix)),
     ):
         if asked and usable and not stopped():
             take(found)
@@ -195,38 +198,28 @@ def _prefix(client: Any, bucket: str, prefix: str) -> Line:
     return Line(check="prefix", outcome="warn", said=f"nothing lies under {prefix}", hint=hint)
 
 
-def _datasets(s3: S3Settings, buckets: Sequence[str], prefix: str) -> Iterator[Line]:
-    with closing(connect(s3)) as client:
-        for file in known.FILES:
-            yield _dataset(client, file, buckets, prefix)
+def _datasets(s3: S3Settings, bucket: str, prefix: str) -> Iterator[Line]:
+    store = Store(s3)
+    for file in known.FILES:
+        yield _dataset(store, file, bucket, prefix)
 
 
-def _dataset(client: Any, file: known.Known, buckets: Sequence[str], prefix: str) -> Line:
-    for bucket in buckets:
-        for key in file.keys(prefix):
-            try:
-                head = client.head_object(Bucket=bucket, Key=key)
-            except Exception as error:
-                if status(error) == 404:
-                    continue
-                where = f"s3://{bucket}/{key}"
-                return Line(check=file.name, outcome="fail", said=f"{where}: {told(error)}", hint="May it be read?")
-            return _found(file, f"s3://{bucket}/{key}", head)
-    if file.kind == "raw":
-        hint = f"`slmx s3 upload --mode {file.mode}` puts the files of data/{file.mode} there."
-    else:
+def _dataset(store: Store, file: known.Known, bucket: str, prefix: str) -> Line:
+    try:
+        found = find(store, bucket, file.keys(prefix))
+    except SlmxError as error:
+        return Line(check=file.name, outcome="fail", said=error.what, hint=error.hint)
+    if found is None:
         hint = f"`slmx data process --mode {file.mode}` makes it from the raw file."
-    return Line(check=file.name, outcome="fail", said=f"not in {' or '.join(buckets)}", hint=hint)
-
-
-def _found(file: known.Known, where: str, head: Any) -> Line:
-    kept = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
-    etag, size = str(head.get("ETag", "")).strip('"'), int(head["ContentLength"])
-    if not size:
-        return Line(check=file.name, outcome="fail", said=f"{where} is empty", hint="Upload it again.")
-    if kept.get(SHA256_KEY):
-        return Line(check=file.name, outcome="ok", said=f"{size:,} bytes, SHA-256 {kept[SHA256_KEY]}, {where}")
-    hint = "No SHA-256 is stored with it; `slmx s3 upload --overwrite` stores one."
-    if len(etag) == 32 and "-" not in etag:
-        return Line(check=file.name, outcome="ok", said=f"{size:,} bytes, MD5 {etag}, {where}")
-    return Line(check=file.name, outcome="warn", said=f"{size:,} bytes, no hash, {where}", hint=hint)
+        if file.kind == "raw":
+            hint = f"`slmx s3 upload --mode {file.mode}` puts the files of data/{file.mode} there."
+        return Line(check=file.name, outcome="fail", said=f"not in {bucket}, not in {SHARED_BUCKET}", hint=hint)
+    if not found.size:
+        return Line(check=file.name, outcome="fail", said=f"{found.url} is empty", hint="Upload it again.")
+    size = f"{found.size:,} bytes"
+    if found.sha256:
+        return Line(check=file.name, outcome="ok", said=f"{size}, SHA-256 {found.sha256}, {found.url}")
+    if is_md5(found.etag):
+        return Line(check=file.name, outcome="ok", said=f"{size}, MD5 {found.etag}, {found.url}")
+    hint = "`slmx s3 upload --overwrite` stores a SHA-256 with it."
+    return Line(check=file.name, outcome="warn", said=f"{size}, no hash is stored, {found.url}", hint=hint)

@@ -298,14 +298,14 @@ def test_the_known_files_with_size_and_hash(rclone: Server, use: Use) -> None:
     for file in known.FILES:
         key = file.keys("p/")[-1 if file.kind in ("train", "eval") else 0]  # the older layout is found as well
         client.put_object(Bucket=rclone.bucket, Key=key, Body=b"content", Metadata={"sha256": "ab" * 32})
-    found = see(rclone, use, prefix="p/", datasets_in=[rclone.bucket])
+    found = see(rclone, use, prefix="p/", check_datasets=True)
     assert found.passed, found
     lines = {line.check: line.said for line in found.lines}
     assert "7 bytes" in lines["nq_full_dataset.json"]
     assert "ab" * 32 in lines["nq_full_dataset.json"]
     client.delete_object(Bucket=rclone.bucket, Key="p/simple_qa_converted.json")
     client.put_object(Bucket=rclone.bucket, Key="p/nq_full_dataset.json", Body=b"")
-    found = see(rclone, use, prefix="p/", datasets_in=[rclone.bucket])
+    found = see(rclone, use, prefix="p/", check_datasets=True)
     assert {line.check for line in found.lines if line.outcome == "fail"} == {
         "simple_qa_converted.json",
         "nq_full_dataset.json",
