@@ -68,7 +68,10 @@ def _uploads(store: Store, bucket: str, prefix: str, older_than: float, dry_run:
     now = datetime.now(UTC)
     with told_apart(target(store.s3, bucket)):
         pages = store.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-        found = [upload for page in pages for upload in page.get("Uploads", ())]
+        try:
+            found = [upload for page in pages for upload in page.get("Uploads", ())]
+        except store.client.exceptions.NoSuchUpload:  # `rclone serve s3` says so when there is none
+            return
         for upload in found:
             if (now - upload["Initiated"]).total_seconds() < older_than:
                 continue
