@@ -238,6 +238,38 @@ def cleanup(
     console.summary(rows, render)
 
 
+@app.command("artifacts")
+def artifacts(
+    project: Annotated[str, typer.Option("--project", help="Only this project's; a pattern with * too.")] = "",
+    run: Annotated[str, typer.Option("--run", help="Only this run's: name, name.task, or a task id's start.")] = "",
+    fetch: Annotated[
+        str, typer.Option("--fetch", help="Download the artifact of this name to DATA_DIR/artifacts.")
+    ] = "",
+    bucket: options.Bucket = "",
+    prefix: options.Prefix = "",
+    data_dir: options.DataDir = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """What experiments left in the bucket, by project and run, with sizes and dates; --fetch gets one.
+
+    Example: `slmx s3 artifacts --project rag`, `slmx s3 artifacts --run 4f1d2c --fetch predictions`
+    """
+    from slmx import console, settings
+    from slmx.s3 import artifacts
+    from slmx.s3.client import artifact_bucket
+
+    known = settings.load()
+    where, store = artifact_bucket(known.s3, bucket), _store()
+    with console.listening() as listen:
+        found = list(artifacts.artifacts(store, where, prefix, project=project, run=run, listen=listen))
+    if not fetch:
+        console.result(found, artifacts.render)
+        return
+    files, folder = artifacts.one_artifact(found, fetch), (data_dir or known.data_dir) / "artifacts"
+    _transfer(lambda s, how: artifacts.fetch_artifact(s, where, files, folder, how), None, dry_run, overwrite)
+
+
 def _store(concurrency: int | None = None) -> Store:
     from slmx import settings
     from slmx.s3.store import Store
