@@ -7,7 +7,10 @@ operations (get_object, put_object, upload_part), not boto3's transfer manager.
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +24,7 @@ from slmx.settings import S3Settings, source_of
 PLACEHOLDER = re.compile(
     r"^(your[-_ ].*|<.*>|change[-_ ]?me|replace[-_ ]?me|x{3,}|\.{3,}|\*{3,}|example|placeholder|todo|none|null)$", re.I
 )
+_making = threading.Lock()  # a session makes one client at a time
 SHA256_KEY = "sha256"  # metadata of an object: the SHA-256 of its content, written at upload, verified at download
 KEYS = (
     ("access_key", "CLEARML_S3_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
@@ -111,16 +115,8 @@ def connect(s3: S3Settings, *, retries: int | None = None) -> Any:
     check_endpoint(s3)
     access, secret = credentials(s3)
     verify = verification(s3)
-    import boto3.session
-    import botocore.session
     from botocore.config import Config
 
-    # A profile or a config file of the AWS tools that is broken or foreign must not change what the settings say.
-    core = botocore.session.Session()
-    core.set_config_variable("config_file", "/dev/null")
-    core.set_config_variable("credentials_file", "/dev/null")
-    core.set_config_variable("profile", "default")
-    core.full_config["profiles"].setdefault("default", {})
     config = Config(
         region_name=s3.region,
         signature_version="s3v4",
@@ -133,16 +129,32 @@ def connect(s3: S3Settings, *, retries: int | None = None) -> Any:
         response_checksum_validation=checksum_mode(s3),
         user_agent_extra="slmx",
     )
-    return boto3.session.Session(botocore_session=core).client(
-        "s3",
-        endpoint_url=s3.endpoint or None,
-        aws_access_key_id=access.get_secret_value(),
-        aws_secret_access_key=secret.get_secret_value(),
-        aws_session_token=s3.session_token.get_secret_value() if s3.session_token else None,
-        use_ssl=not s3.endpoint.startswith("http://"),
-        verify=str(verify) if isinstance(verify, Path) else verify,
-        config=config,
-    )
+    with _making:
+        return _session().client(
+            "s3",
+            endpoint_url=s3.endpoint or None,
+            aws_access_key_id=access.get_secret_value(),
+            aws_secret_access_key=secret.get_secret_value(),
+            aws_session_token=s3.session_token.get_secret_value() if s3.session_token else None,
+            use_ssl=not s3.endpoint.startswith("http://"),
+            verify=str(verify) if isinstance(verify, Path) else verify,
+            config=config,
+        )
+
+
+@cache
+def _session() -> Any:
+    """One for all clients: the description of S3 that it holds takes a tenth of a second to read."""
+    import boto3.session
+    import botocore.session
+
+    # A profile or a config file of the AWS tools that is broken or foreign must not change what the settings say.
+    core = botocore.session.Session()
+    core.set_config_variable("config_file", os.devnull)
+    core.set_config_variable("credentials_file", os.devnull)
+    core.set_config_variable("profile", "default")
+    core.full_config["profiles"].setdefault("default", {})
+    return boto3.session.Session(botocore_session=core)
 
 
 def data_bucket(s3: S3Settings, asked: str = "") -> str:

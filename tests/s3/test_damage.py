@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from slmx.s3.client import SHA256_KEY
 from slmx.s3.download import Request, download
 from slmx.s3.plan import EVERYTHING, Side
 from slmx.s3.sync import sync
-from slmx.s3.transfer import Moved, Options
+from slmx.s3.transfer import Job, Moved, Options, download_all
 from slmx.s3.upload import upload
 from slmx.s3.verify import PIECE
 from tests.s3.proxy import Busy, Cut, Fault, Flip, Proxy, Request as Sent, Stall
@@ -20,7 +21,6 @@ from tests.s3.servers import Server
 from tests.s3.tools import MIB, left_behind, open_uploads, store_of, through
 
 SIZES = {"1 MiB": MIB, "24 MiB multipart": 24 * MIB}
-PARTS = ("first", "middle", "last")
 FOREVER = 10**6
 
 
@@ -61,23 +61,20 @@ def run_down(store_server: Server, shape: str, folder: Path) -> list[Moved]:
 
 def put(server: Server, content: bytes, *, kept: bool = True) -> None:
     """An object as slmx leaves it, or as others do."""
-    folder_free = server.client()
-    from hashlib import sha256
-
     metadata = {SHA256_KEY: sha256(content).hexdigest()} if kept else {}
-    folder_free.put_object(Bucket=server.bucket, Key="object", Body=content, Metadata=metadata)
+    server.client().put_object(Bucket=server.bucket, Key="object", Body=content, Metadata=metadata)
 
 
-SLOW_MULTIPART = [
-    pytest.param("1 MiB", id="1MiB"),
-    pytest.param("24 MiB multipart", id="24MiB", marks=pytest.mark.slow),
-]
+# All of the matrix runs with the slow tests; without them one small corner of it on every server.
+SIZE = [pytest.param("1 MiB", id="1MiB"), pytest.param("24 MiB multipart", id="24MiB", marks=pytest.mark.slow)]
+PART = [pytest.param("first", marks=pytest.mark.slow), "middle", pytest.param("last", marks=pytest.mark.slow)]
+SHAPE = ["file", pytest.param("sync", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "always"])
-@pytest.mark.parametrize("shape", ["file", "sync"])
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("size", SLOW_MULTIPART)
+@pytest.mark.parametrize("shape", SHAPE)
+@pytest.mark.parametrize("part", PART)
+@pytest.mark.parametrize("size", SIZE)
 def test_a_flipped_byte_up_never_ends_as_a_damaged_object(
     server: Server, proxy: Proxy, tmp_path: Path, size: str, part: str, shape: str, times: int
 ) -> None:
@@ -99,9 +96,9 @@ def test_a_flipped_byte_up_never_ends_as_a_damaged_object(
 
 @pytest.mark.parametrize("kept", [True, False], ids=["with-hash", "without"])
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "always"])
-@pytest.mark.parametrize("shape", ["file", "sync"])
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("size", SLOW_MULTIPART)
+@pytest.mark.parametrize("shape", SHAPE)
+@pytest.mark.parametrize("part", PART)
+@pytest.mark.parametrize("size", SIZE)
 def test_a_flipped_byte_down_never_ends_as_a_file_that_counts_as_whole(
     server: Server, proxy: Proxy, tmp_path: Path, size: str, part: str, shape: str, times: int, kept: bool
 ) -> None:
@@ -122,7 +119,7 @@ def test_a_flipped_byte_down_never_ends_as_a_file_that_counts_as_whole(
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize("size", SLOW_MULTIPART)
+@pytest.mark.parametrize("size", SIZE)
 @pytest.mark.parametrize("kind", [Cut, Stall, Busy])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_cut_a_stall_and_a_503_are_got_over(
@@ -147,7 +144,7 @@ def test_a_cut_a_stall_and_a_503_are_got_over(
     assert not open_uploads(server)
 
 
-@pytest.mark.parametrize("size", SLOW_MULTIPART)
+@pytest.mark.parametrize("size", SIZE)
 @pytest.mark.parametrize("kind", [Cut, Busy])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_what_never_heals_fails_clearly_and_leaves_nothing(
@@ -189,8 +186,6 @@ def test_an_object_that_changes_under_a_download_is_not_spliced(server: Server, 
     remote = store.look(server.bucket, "object")
     assert remote is not None
     put(server, b"b" * (24 * MIB))
-    from slmx.s3.transfer import Job, download_all
-
     rows = list(download_all(store, [Job("object", tmp_path / "object", remote, exists=False)], Options()))
     assert rows[0].action == "failed"
     assert "changed" in rows[0].error
