@@ -50,8 +50,8 @@ class Browser(App[None]):
     #filter { height: 1; border: none; padding: 0 1; background: $surface; }
     #filter:focus { border: none; }
     #body { height: 1fr; }
-    Rows { width: 3fr; padding: 0 1; }
-    #preview { width: 2fr; border-left: solid $panel; padding: 0 1; display: none; }
+    Rows { width: 1fr; padding: 0 1; }
+    #preview { width: 1fr; border-left: solid $panel; padding: 0 1; display: none; }
     #preview.shown { display: block; }
     #preview-text { width: 100%; }
     #preview-text.table { width: auto; }
