@@ -16,6 +16,7 @@ from slmx.s3.report import problem
 from slmx.s3.store import Store
 from slmx.s3.transfer import Options
 from slmx.settings import S3Settings
+from slmx.signals import Stop
 
 PATIENCE = 15.0  # seconds that a person waits before a screen
 
@@ -54,7 +55,7 @@ class Shelf:
         waits = {"read_timeout": min(s3.read_timeout, PATIENCE), "retries": min(s3.retries, 2)}
         self._s3, self._data_dir = s3, data_dir
         self._client = connect(s3.model_copy(update=waits))
-        self.place, self.bucket = s3.endpoint or "AWS", bucket
+        self.place, self.bucket, self.stop = s3.endpoint or "AWS", bucket, Stop()
 
     def pages(self, prefix: str) -> Iterator[list[Entry]]:
         """Entries under a prefix, page by page."""
@@ -69,7 +70,7 @@ class Shelf:
         """Fetch an object, verified: a known file to where experiments look for it, others into the data folder."""
         homes = {key: file.local(self._data_dir) for file in known.FILES for key in file.keys("")}
         asked = Request("custom", self._data_dir, self.bucket, key=entry.key, local=homes.get(entry.key))
-        row = next(iter(download(Store(self._s3), asked, Options(listen=listen))))
+        row = next(iter(download(Store(self._s3), asked, Options(stop=self.stop, listen=listen))))
         failure = problem([row])
         if failure is not None:
             raise failure

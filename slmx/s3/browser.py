@@ -6,30 +6,36 @@ opens as fast as one of ten.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, ScrollableContainer
 from textual.widgets import Footer, Input, Static
-from textual.worker import get_current_worker
 
 from slmx.errors import SlmxError
 from slmx.events import Listener, Notice, Progress
 from slmx.s3.listing import Entry, human_size
+from slmx.s3.pool import Pool
 from slmx.s3.preview import one_line
 from slmx.s3.rows import Rows
+from slmx.signals import Stop
+
+T = TypeVar("T")
+THREADS = 8  # a server that stalls may keep some busy while the person has moved on
 
 
 class Store(Protocol):
-    """What the browser shows. Every method may take long and is called from a thread."""
+    """What the browser shows. Every method may take long and is called from a thread; `stop` ends a download."""
 
     place: str
     bucket: str
+    stop: Stop
 
     def pages(self, prefix: str) -> Iterator[list[Entry]]:
         """Entries under a prefix, page by page; SlmxError when it cannot be listed."""
@@ -78,7 +84,8 @@ class Browser(App[None]):
         self.loaded: list[Entry] = []
         self.complete = False
         self.problem = ""
-        self._more = threading.Event()
+        self._more = asyncio.Event()
+        self._pool = Pool(THREADS)
         self._downloading = ""
         self._came_from = ""
 
@@ -122,42 +129,34 @@ class Browser(App[None]):
         self._load(prefix)
         self._tell()
 
-    @work(thread=True, exclusive=True, group="list")
-    def _load(self, prefix: str) -> None:
-        worker, problem = get_current_worker(), ""
-        pages = self.store.pages(prefix)
+    async def _apart(self, job: Callable[[], T]) -> T:
+        """Do what may take long in a thread that keeps nobody waiting: leaving the browser leaves it behind."""
+        return await asyncio.wrap_future(self._pool.submit(job))
+
+    @work(exclusive=True, group="list")
+    async def _load(self, prefix: str) -> None:
+        problem, pages = "", self.store.pages(prefix)
         try:
-            while not worker.is_cancelled:
-                if not self._more.wait(0.1):
-                    continue
-                page = next(pages, None)
-                if page is None or worker.is_cancelled:
-                    break
-                self.call_from_thread(self._add, prefix, page)
+            while (page := await self._apart(lambda: next(pages, None))) is not None:
+                self._add(page)
+                await self._more.wait()
         except SlmxError as error:
             problem = f"{error.what} {error.hint}"
-        if not worker.is_cancelled:
-            self.call_from_thread(self._ended, prefix, problem)
+        self.complete, self.problem = True, problem
+        self._tell()
 
-    def _add(self, prefix: str, page: list[Entry]) -> None:
-        if prefix != self.prefix:
-            return
+    def _add(self, page: list[Entry]) -> None:
         self.loaded += page
         self.rows.entries += [entry for entry in page if self._fits(entry)]
         if self._came_from:
             for place, entry in enumerate(self.rows.entries):
                 if entry.key == self._came_from:
-                    self.rows.show(self.rows.entries, prefix, place)
+                    self.rows.show(self.rows.entries, self.prefix, place)
                     self._came_from = ""
                     break
         self.rows.grown()
         self._ask_for_more()
         self._tell()
-
-    def _ended(self, prefix: str, problem: str) -> None:
-        if prefix == self.prefix:
-            self.complete, self.problem = True, problem
-            self._tell()
 
     def _ask_for_more(self) -> None:
         """A filter looks at everything; without one, pages come as they are scrolled to."""
@@ -259,15 +258,13 @@ class Browser(App[None]):
 
     # --- preview and download ---
 
-    @work(thread=True, exclusive=True, group="preview")
-    def _preview(self, entry: Entry) -> None:
-        worker = get_current_worker()
+    @work(exclusive=True, group="preview")
+    async def _preview(self, entry: Entry) -> None:
         try:
-            text = self.store.preview(entry)
+            text = await self._apart(lambda: self.store.preview(entry))
         except SlmxError as error:
             text = f"{error.what}\n{error.hint}"
-        if not worker.is_cancelled:
-            self.call_from_thread(self._show_preview, entry, text)
+        self._show_preview(entry, text)
 
     def _show_preview(self, entry: Entry, text: str) -> None:
         head = f"{one_line(entry.key[len(self.prefix) :])}  {human_size(entry.size)}"
@@ -281,25 +278,27 @@ class Browser(App[None]):
         self.workers.cancel_group(self, "preview")
         self.query_one("#preview").remove_class("shown")
 
-    @work(thread=True, group="download")
-    def _download(self, entry: Entry) -> None:
-        def listen(event: Progress | Notice) -> None:
-            said = (
-                f"{event.done:,} of {event.total:,} {event.unit}" if isinstance(event, Progress) and event.total else ""
-            )
-            self.call_from_thread(self._downloads, f"downloading {entry.key} {said or '…'}")
+    @work(group="download")
+    async def _download(self, entry: Entry) -> None:
+        loop = asyncio.get_running_loop()
 
-        worker = get_current_worker()
+        def listen(event: Progress | Notice) -> None:
+            if isinstance(event, Progress) and event.total and not self.store.stop.asked:
+                said = f"downloading {entry.key}: {event.done:,} of {event.total:,} {event.unit}"
+                loop.call_soon_threadsafe(self._downloads, said)
+
         try:
-            said, bad = f"saved as {self.store.download(entry, listen)}", False
+            path = await self._apart(lambda: self.store.download(entry, listen))
+            self.notify(one_line(f"saved as {path}"), markup=False, timeout=10)
         except SlmxError as error:
-            said, bad = f"{error.what} {error.hint}", True
-        if not worker.is_cancelled:
-            self.call_from_thread(self._downloads, "")
-            self.call_from_thread(
-                self.notify, one_line(said), severity="error" if bad else "information", markup=False, timeout=10
-            )
+            self.notify(one_line(f"{error.what} {error.hint}"), severity="error", markup=False, timeout=10)
+        self._downloads("")
 
     def _downloads(self, said: str) -> None:
         self._downloading = said
         self._tell()
+
+    def on_unmount(self) -> None:
+        """Leaving: a download ends and takes its unfinished file with it."""
+        self.store.stop.signal = signal.SIGINT
+        self._pool.close()

@@ -14,9 +14,13 @@ from textual.widgets import Input, Static
 
 from slmx.errors import RefusedError, SlmxError
 from slmx.events import Listener, Progress
+from slmx.s3 import browse
 from slmx.s3.browser import Browser
 from slmx.s3.listing import Entry
-from slmx.s3.preview import harmless, readable
+from slmx.s3.preview import FIRST, harmless, readable
+from slmx.settings import load
+from slmx.signals import Stop
+from tests.s3.servers import Server
 
 PAGE = 1000
 
@@ -29,6 +33,7 @@ class Shelf:
     def __init__(self, keys: list[str], problem: str = "") -> None:
         self.keys, self.problem, self.fetched = keys, problem, 0
         self.saved: list[str] = []
+        self.stop = Stop()
 
     def pages(self, prefix: str) -> Iterator[list[Entry]]:
         if self.problem:
@@ -252,3 +257,97 @@ def test_readable_gzip() -> None:
 def test_harmless_keeps_what_is_harmless() -> None:
     assert harmless("tab\tline\nЖ 漢 é") == "tab\tline\nЖ 漢 é"
     assert harmless("\x9b31m\x7f") == "\\x9b31m\\x7f"
+
+
+def test_leaving_does_not_wait_for_a_server_that_stalls_and_stops_a_download() -> None:
+    gate, ended = threading.Event(), threading.Event()
+
+    class Stalled(Shelf):
+        def preview(self, entry: Entry) -> str:
+            gate.wait(20)
+            return ""
+
+        def download(self, entry: Entry, listen: Listener) -> Path:
+            while not self.stop.asked:
+                time.sleep(0.01)
+            ended.set()
+            raise SlmxError("stopped")
+
+    async def steps(pilot: Pilot[None], browser: Browser) -> None:
+        await until(pilot, lambda: browser.complete)
+        await pilot.press("enter", "d")
+        await pilot.pause(0.1)
+        await pilot.press("q")
+
+    started = time.perf_counter()
+    drive(Stalled(["a.txt"]), steps)
+    assert time.perf_counter() - started < 5
+    assert ended.wait(5)
+    gate.set()
+
+
+def test_a_bucket_on_a_real_server(rclone: Server, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in rclone.environment().items():
+        monkeypatch.setenv(name, value)
+    client, long = rclone.client(), b"line of text\n" * 100_000
+    client.put_object(Bucket=rclone.bucket, Key="nq_full_dataset.json", Body=b"[]")
+    client.put_object(Bucket=rclone.bucket, Key="notes/long.txt", Body=long)
+    shelf = browse.Shelf(load().s3, rclone.bucket, Path("data"))
+    read: list[int] = []
+    real = browse.first_bytes
+    monkeypatch.setattr(browse, "first_bytes", lambda *a: read.append(len(real(*a))) or real(*a))
+
+    async def steps(pilot: Pilot[None], browser: Browser) -> None:
+        await until(pilot, lambda: browser.complete)
+        await pilot.press("end", "d")
+        await until(pilot, lambda: Path("data/nq/nq_full_dataset.json").exists())
+        await pilot.press("home", "enter")
+        await until(pilot, lambda: browser.complete and browser.prefix == "notes/")
+        await pilot.press("enter")
+        await until(pilot, lambda: "line of text" in text(browser, "preview-text"))
+        await until(pilot, lambda: not browser._downloading)
+        await pilot.press("d")
+        await until(pilot, lambda: Path("data/long.txt").exists())
+
+    drive(shelf, steps)  # type: ignore[arg-type]
+    assert read == [FIRST]
+    assert Path("data/long.txt").read_bytes() == long
+
+
+def test_in_a_real_terminal(rclone: Server, empty_folder: Path) -> None:
+    """The command itself under a pseudo-terminal: it draws, takes a key, and leaves with 0."""
+    import os
+    import pty
+    import select
+    import subprocess
+    import sys
+
+    rclone.client().put_object(Bucket=rclone.bucket, Key="one-key.txt", Body=b"x")
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slmx", "s3", "browse"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, **rclone.environment(), "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        seen, deadline = b"", time.monotonic() + 30
+        while b"one-key.txt" not in seen and time.monotonic() < deadline:
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 65536)
+        assert b"one-key.txt" in seen
+        os.write(master, b"q")
+        while process.poll() is None and time.monotonic() < deadline:
+            if select.select([master], [], [], 0.1)[0]:
+                try:
+                    os.read(master, 65536)
+                except OSError:
+                    break
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
