@@ -68,17 +68,24 @@ def send(upload: Upload) -> Sent:
         Stopped: somebody asked to stop. Whatever is raised, no multipart upload stays open.
     """
     one = _send_small if upload.path.stat().st_size <= SMALL else _send_large
-    for number in range(TRIES):
-        overwrite = upload.overwrite or number > 0  # a second try replaces our own damaged object
-        digest, written, verified, atomic = one(upload, overwrite)
+    written: Remote | None = None
+    for _ in range(TRIES):
+        try:
+            # A second try replaces our own damaged object; one that the server refused has left nothing to replace.
+            digest, written, verified, atomic = one(upload, upload.overwrite or written is not None)
+        except S3Error as problem:
+            if problem.kind != "damaged":
+                raise
+            continue
         if verified:
             return Sent(digest, "etag", atomic)
         if remote_sha256(upload.store, written, upload.stop) == digest:
             return Sent(digest, "read back", atomic)
         upload.moved(-written.size)
-    _take_away(upload, written)
+    if written is not None:
+        _take_away(upload, written)
     raise S3Error(
-        f"{written.url} arrived damaged {TRIES} times and was taken away again.",
+        f"s3://{upload.bucket}/{upload.key} arrived damaged {TRIES} times, and nothing of it was kept.",
         kind="damaged",
         hint="Something on the way or on the server changes bytes; try another line or endpoint.",
     )
@@ -174,15 +181,22 @@ def _part_job(upload: Upload, opened: str, number: int, content: bytes) -> Calla
             ContentMD5=b64encode(sum_.digest()).decode(),
         )
         etag = str(answer.get("ETag", "")).strip('"')
-        if is_md5(etag) and etag != sum_.hexdigest() and not upload.stop.asked:
-            # An encrypted bucket's ETags look like MD5s too: sent again, and if the answer stays, read back at the end.
-            answers.append(etag)
-            if len(answers) < TRIES:
-                return once()
         return sum_.digest(), etag, etag == sum_.hexdigest()
 
-    answers: list[str] = []
-    return lambda: again(once, tries=upload.store.s3.retries, stop=upload.stop, kinds=RESENT)
+    def job() -> tuple[bytes, str, bool]:
+        tries = upload.store.s3.retries
+        try:
+            return again(once, tries=tries, stop=upload.stop)
+        except S3Error as problem:
+            if problem.kind != "damaged":
+                raise
+            first = problem
+        try:
+            return again(once, tries=tries, stop=upload.stop)
+        except S3Error:  # not every server takes a part a second time: then the whole object is sent again
+            raise first from None
+
+    return job
 
 
 def _conditionally(

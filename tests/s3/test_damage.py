@@ -90,7 +90,7 @@ def test_a_flipped_byte_up_never_ends_as_a_damaged_object(
     else:
         assert server.client().get_object(Bucket=server.bucket, Key="object")["Body"].read() == content
     if times == 1:
-        assert rows[0].action == "new"  # recovered
+        assert rows[0].action == "new", rows[0].error  # recovered
     assert not open_uploads(server)
 
 
