@@ -37,7 +37,7 @@ def slmx(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Slmx:
     return go
 
 
-@pytest.fixture(params=["swift_tls", "rclone"])
+@pytest.fixture(params=["swift_tls", "rclone", pytest.param("ceph", marks=pytest.mark.ceph)])
 def bucket(request: pytest.FixtureRequest, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A bucket with the two raw files of the sample, and the settings that lead there."""
     server: Server = request.getfixturevalue(request.param)

@@ -104,8 +104,8 @@ def ceph(ceph_server: Server) -> Server:
     return ceph_server.with_bucket()
 
 
-@pytest.fixture(params=["swift", "rclone", "moto"])
+@pytest.fixture(params=["swift", "rclone", "moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each of the three in turn."""
+    """Each of them in turn."""
     value: Server = request.getfixturevalue(request.param)
     return value

@@ -1,4 +1,4 @@
-"""Real S3 servers on 127.0.0.1: OpenStack Swift (HTTP and HTTPS), `rclone serve s3` (both too) and moto.
+"""Real S3 servers on 127.0.0.1: OpenStack Swift and `rclone serve s3` (HTTP and HTTPS), Ceph RGW, and moto.
 
     with running("swift", folder) as server: ...      # a Server; the first user starts it, the last one ends it
 
@@ -28,7 +28,6 @@ HERE = Path(__file__).resolve()
 ENVIRONMENT = dict(os.environ)  # as it was before any test changed it
 CACHE = Path(ENVIRONMENT.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slmx-tests"
 START_SECONDS = 60.0
-KINDS = ("swift", "rclone", "moto", "ceph")
 
 
 class Unavailable(Exception):
@@ -120,7 +119,7 @@ def free_port() -> int:
 
 
 def _start_supervisor(kind: str, place: Path) -> None:
-    prepare = {"swift": swift_python, "rclone": rclone_program, "ceph": _ceph_program}.get(kind)
+    prepare = {"swift": swift_python, "rclone": rclone_program, "ceph": ceph_programs}.get(kind)
     try:
         if prepare:
             prepare()
@@ -156,7 +155,9 @@ def supervise(kind: str, place: Path) -> None:
     with (place / "users").open("a") as users:
         try:
             try:
-                servers = {"swift": start_swift, "rclone": start_rclone, "moto": start_moto}[kind](data, children)
+                servers = {"swift": start_swift, "rclone": start_rclone, "moto": start_moto, "ceph": start_ceph}[kind](
+                    data, children
+                )
             except Unavailable as reason:
                 (place / "failed").write_text(str(reason), encoding="utf-8")
                 return
@@ -387,8 +388,94 @@ def start_moto(data: Path, children: list[subprocess.Popen[bytes]]) -> dict[str,
     return {"http": Server("moto", f"http://127.0.0.1:{port}", "moto-user", "moto-secret")}
 
 
-def _ceph_program() -> None:
-    raise Unavailable("Ceph RGW is not installed" if not shutil.which("radosgw") else "no fixture yet")
+# --- Ceph ---
+
+CEPH_PROGRAMS = ("radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-osd", "monmaptool")
+
+
+def ceph_programs() -> None:
+    """Debian's packages radosgw, ceph-mon and ceph-osd; nothing of them comes from PyPI."""
+    missing = [name for name in CEPH_PROGRAMS if not shutil.which(name)]
+    if missing:
+        raise Unavailable(f"Ceph RGW is not installed (missing: {', '.join(missing)})")
+
+
+def start_ceph(data: Path, children: list[subprocess.Popen[bytes]]) -> dict[str, Server]:
+    """The smallest cluster: one monitor, one OSD that keeps everything in memory, one RADOS gateway."""
+    cluster, disk, mon, rgw = str(uuid.uuid4()), str(uuid.uuid4()), free_port(), free_port()
+    (data / "mon").mkdir()
+    (data / "osd").mkdir()
+    (data / "keyring").touch()
+    conf = data / "ceph.conf"
+    conf.write_text(_ceph_conf(data, cluster, mon))
+
+    def run(program: str, *words: str) -> None:
+        command = [program, "-c", str(conf), *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
+
+    address = f"[v1:127.0.0.1:{mon}/0]"
+    run("monmaptool", "--create", "--fsid", cluster, "--addv", "a", address, str(data / "monmap"))
+    run("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(data / "monmap"))
+    _launch(children, ["ceph-mon", "-c", str(conf), "-i", "a", "-f"], data / "mon.out.log")
+    _wait_for(children, [mon], data)
+    run("ceph", "--connect-timeout", "30", "osd", "new", disk)
+    run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
+    _launch_osd(children, conf, data)
+    gateway = ["radosgw", "-c", str(conf), "-n", "client.rgw", "-f", f"--rgw_frontends=beast endpoint=127.0.0.1:{rgw}"]
+    _launch(children, gateway, data / "rgw.out.log")
+    _wait_for(children, [rgw], data)
+    user = ["user", "create", "--uid", "tester", "--display-name", "tester"]
+    run("radosgw-admin", *user, "--access-key", "ceph-user", "--secret-key", "ceph-secret")
+    return {"http": Server("ceph", f"http://127.0.0.1:{rgw}", "ceph-user", "ceph-secret")}
+
+
+def _launch_osd(children: list[subprocess.Popen[bytes]], conf: Path, data: Path) -> None:
+    """Start the OSD and wait until it is up; one that is quicker than the monitor's map ends, and is started again."""
+    asked = ["ceph", "-c", str(conf), "--connect-timeout", "30", "-f", "json", "osd", "stat"]
+    for _ in range(5):
+        _launch(children, ["ceph-osd", "-c", str(conf), "-i", "0", "-f"], data / "osd.out.log")
+        deadline = time.monotonic() + 15
+        while children[-1].poll() is None and time.monotonic() < deadline:
+            done = subprocess.run(asked, check=False, capture_output=True, text=True, timeout=60)
+            if done.returncode == 0 and json.loads(done.stdout)["num_up_osds"]:
+                return
+            time.sleep(0.2)
+        _end([children.pop()])
+    raise RuntimeError("the OSD did not come up")
+
+
+def _ceph_conf(data: Path, cluster: str, mon: int) -> str:
+    return f"""[global]
+fsid = {cluster}
+mon_initial_members = a
+mon_host = v1:127.0.0.1:{mon}
+ms_bind_msgr2 = false
+public_addr = 127.0.0.1
+cluster_addr = 127.0.0.1
+auth_cluster_required = none
+auth_service_required = none
+auth_client_required = none
+run_dir = {data}
+admin_socket = {data}/$name.asok
+log_file = {data}/$name.log
+keyring = {data}/keyring
+mon_data = {data}/mon
+mon_data_avail_crit = 0
+mon_allow_pool_size_one = true
+mon_max_pg_per_osd = 1000
+osd_data = {data}/osd
+osd_objectstore = memstore
+memstore_device_bytes = 4294967296
+osd_crush_chooseleaf_type = 0
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_num = 1
+osd_pool_default_pgp_num = 1
+osd_pool_default_pg_autoscale_mode = off
+rgw_data = {data}
+"""
 
 
 if __name__ == "__main__":
