@@ -130,7 +130,7 @@ def connect(s3: S3Settings, *, retries: int | None = None) -> Any:
         user_agent_extra="slmx",
     )
     with _making:
-        return _session().client(
+        return _session().create_client(
             "s3",
             endpoint_url=s3.endpoint or None,
             aws_access_key_id=access.get_secret_value(),
@@ -145,7 +145,6 @@ def connect(s3: S3Settings, *, retries: int | None = None) -> Any:
 @cache
 def _session() -> Any:
     """One for all clients: the description of S3 that it holds takes a tenth of a second to read."""
-    import boto3.session
     import botocore.session
 
     # A profile or a config file of the AWS tools that is broken or foreign must not change what the settings say.
@@ -154,7 +153,7 @@ def _session() -> Any:
     core.set_config_variable("credentials_file", os.devnull)
     core.set_config_variable("profile", "default")
     core.full_config["profiles"].setdefault("default", {})
-    return boto3.session.Session(botocore_session=core)
+    return core
 
 
 def data_bucket(s3: S3Settings, asked: str = "") -> str:

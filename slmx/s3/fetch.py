@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from hashlib import md5, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ from slmx.files import atomic_write
 from slmx.s3.pool import TICK, Pool, Stopped, again, settle
 from slmx.s3.problems import S3Error
 from slmx.s3.store import Piece, Remote, Store
-from slmx.s3.verify import Verified, is_md5, matches_etag, spans
+from slmx.s3.verify import Verified, matches_etag, spans
 from slmx.signals import Stop
 
 SMALL = 4 << 20  # up to this, one request and one buffer; as many of them at once as there are threads
@@ -81,16 +81,7 @@ def _receive_small(
     piece = again(lambda: store.quick.read(remote), tries=store.s3.retries, stop=stop)
     if stop.asked:
         raise Stopped
-    digest, etag = sha256(piece.content).hexdigest(), piece.remote.etag
-    fits: bool | None = None
-    if not piece.remote.sha256 and is_md5(etag):
-        fits = md5(piece.content, usedforsecurity=False).hexdigest() == etag
-    out.write(piece.content)
-    if not piece.remote.sha256 and fits is None:
-        out.flush()
-        fits = matches_etag(Path(out.name), store, piece.remote)
-    moved(len(piece.content))
-    return Arrived(digest, _judge(piece.remote, digest, fits, first))
+    return _receive([piece], store, remote, out, moved, first)
 
 
 def _receive_large(
@@ -102,12 +93,25 @@ def _receive_large(
     moved: Callable[[int], None],
     first: _Doubtful | None,
 ) -> Arrived:
+    return _receive(_in_order(store, remote, pool, stop), store, remote, out, moved, first)
+
+
+def _receive(
+    pieces: Iterable[Piece],
+    store: Store,
+    remote: Remote,
+    out: BinaryIO,
+    moved: Callable[[int], None],
+    first: _Doubtful | None,
+) -> Arrived:
+    """Write the pieces, hash them on the way, and compare with what the server keeps of the object."""
     digest, seen = sha256(), remote
-    for piece in _in_order(store, remote, pool, stop):
+    for piece in pieces:
         seen = piece.remote
-        digest.update(piece.content)
-        out.write(piece.content)
-        moved(len(piece.content))
+        for chunk in piece.chunks:
+            digest.update(chunk)
+            out.write(chunk)
+        moved(sum(map(len, piece.chunks)))
     fits: bool | None = None
     if not seen.sha256:
         out.flush()

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from slmx.s3.problems import Kind, S3Error
@@ -65,21 +65,23 @@ def outcomes(
         Stopped: somebody asked; what had not begun is cancelled, what runs is left to itself for up to five seconds.
     """
     running: dict[Future[R], T] = {}
+    finished: queue.SimpleQueue[Future[R]] = queue.SimpleQueue()
     waiting = iter(jobs)
-    more = True
     try:
-        while more or running:
-            while more and len(running) < at_most:
-                job = next(waiting, None)
-                if job is None:
-                    more = False
-                    break
-                running[pool.submit(lambda job=job: work(job))] = job  # type: ignore[misc]
-            done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
+        while True:
+            while len(running) < at_most and (job := next(waiting, None)) is not None:
+                future = pool.submit(lambda job=job: work(job))  # type: ignore[misc]
+                running[future] = job
+                future.add_done_callback(finished.put)
+            if not running:
+                return
             if stop.asked:
                 raise Stopped
-            for future in done:
-                yield running.pop(future), future
+            try:
+                future = finished.get(timeout=TICK)
+            except queue.Empty:
+                continue
+            yield running.pop(future), future
     finally:
         settle(running)
 

@@ -10,12 +10,13 @@ cannot send: boto3 alone writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from slmx.files import BLOCK
 from slmx.s3 import client as clients
 from slmx.s3.listing import pages
 from slmx.s3.problems import S3Error, explain, told_apart
@@ -42,9 +43,9 @@ class Remote:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of an object, and what the server said about the whole object with them."""
+    """Bytes of an object, in order, and what the server said about the whole object with them."""
 
-    content: bytes | bytearray | memoryview
+    chunks: Sequence[bytes | memoryview]
     remote: Remote
 
 
@@ -56,7 +57,7 @@ class Reader(Protocol):
         class Zeros:
             def read(self, remote, span=None):
                 first, end = span or (0, remote.size)
-                return Piece(bytes(end - first), remote)
+                return Piece([bytes(end - first)], remote)
     """
 
     def read(self, remote: Remote, span: tuple[int, int] | None = None) -> Piece:
@@ -129,10 +130,10 @@ class BotoReader:
         with told_apart(clients.target(self._s3, remote.bucket, remote.key)):
             answer = self._client.get_object(Bucket=remote.bucket, Key=remote.key, **asked)
             with answer["Body"] as body:
-                content = _read_exactly(body, int(answer["ContentLength"]))
+                chunks = _read(body)
         found = described(remote.bucket, remote.key, answer)
-        _check(self._s3, remote, found, span, answer.get("ContentRange", ""), len(content))
-        return Piece(content, found)
+        _check(self._s3, remote, found, span, answer.get("ContentRange", ""), sum(map(len, chunks)))
+        return Piece(chunks, found)
 
 
 class ObstoreReader:
@@ -166,7 +167,7 @@ class ObstoreReader:
         found = Remote(remote.bucket, remote.key, meta["size"], etag, kept_hash(attributes))
         if len(content) != found.size:
             raise _cut(self._s3, remote)
-        return Piece(content, found)
+        return Piece((content,), found)
 
     def _store(self, bucket: str) -> Any:
         if bucket not in self._stores:
@@ -222,15 +223,9 @@ def kept_hash(metadata: Mapping[str, str]) -> str:
     return found.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", found) else ""
 
 
-def _read_exactly(body: Any, size: int) -> bytearray:
-    """Straight into one buffer: reading in the usual way would hold every byte twice."""
-    content = bytearray(size)
-    view, done = memoryview(content), 0
-    while done < size and (count := body.readinto(view[done:])):
-        done += count
-    view.release()
-    del content[done:]
-    return content
+def _read(body: Any) -> tuple[bytes, ...]:
+    """In chunks that stay as they are: one buffer for all would be one more copy of every byte."""
+    return tuple(iter(lambda: body.read(BLOCK), b""))
 
 
 def _check(

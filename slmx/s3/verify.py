@@ -104,7 +104,8 @@ def remote_sha256(store: Store, remote: Remote, stop: Stop) -> str:
     digest = sha256()
     for span in spans(remote.size):
         piece = again(lambda span=span: store.plain.read(remote, span), tries=store.s3.retries, stop=stop)  # type: ignore[misc]
-        digest.update(piece.content)
+        for chunk in piece.chunks:
+            digest.update(chunk)
     return digest.hexdigest()
 
 
