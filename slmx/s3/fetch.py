@@ -13,12 +13,12 @@ from typing import BinaryIO
 from slmx.files import atomic_write
 from slmx.s3.pool import TICK, Pool, Stopped, again, settle
 from slmx.s3.problems import S3Error
-from slmx.s3.store import Piece, Remote, Store
+from slmx.s3.store import Remote, Store
 from slmx.s3.verify import Verified, matches_etag, spans
 from slmx.signals import Stop
 
 SMALL = 4 << 20  # up to this, one request and one buffer; as many of them at once as there are threads
-WINDOW = 5  # pieces of a large object in memory
+WINDOW = 4  # pieces of a large object in memory
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _receive_small(
     store: Store,
     remote: Remote,
     out: BinaryIO,
-    _pool: Pool,
+    pool: Pool,
     stop: Stop,
     moved: Callable[[int], None],
     first: _Doubtful | None,
@@ -81,7 +81,7 @@ def _receive_small(
     piece = again(lambda: store.quick.read(remote), tries=store.s3.retries, stop=stop)
     if stop.asked:
         raise Stopped
-    return _receive([piece], store, remote, out, moved, first)
+    return _receive([(piece.content, piece.remote)], store, remote, out, pool, moved, first)
 
 
 def _receive_large(
@@ -93,25 +93,30 @@ def _receive_large(
     moved: Callable[[int], None],
     first: _Doubtful | None,
 ) -> Arrived:
-    return _receive(_in_order(store, remote, pool, stop), store, remote, out, moved, first)
+    return _receive(_in_order(store, remote, pool, stop), store, remote, out, pool, moved, first)
 
 
 def _receive(
-    pieces: Iterable[Piece],
+    pieces: Iterable[tuple[bytes | memoryview, Remote]],
     store: Store,
     remote: Remote,
     out: BinaryIO,
+    pool: Pool,
     moved: Callable[[int], None],
     first: _Doubtful | None,
 ) -> Arrived:
     """Write the pieces, hash them on the way, and compare with what the server keeps of the object."""
     digest, seen = sha256(), remote
-    for piece in pieces:
-        seen = piece.remote
-        for chunk in piece.chunks:
-            digest.update(chunk)
-            out.write(chunk)
-        moved(sum(map(len, piece.chunks)))
+    for content, found in pieces:
+        # Both let other threads run: a large piece is hashed while it is written.
+        hashed = pool.submit(lambda content=content: digest.update(content)) if len(content) > SMALL else None  # type: ignore[misc]
+        out.write(content)
+        if hashed is None:
+            digest.update(content)
+        else:
+            hashed.result()
+        moved(len(content))
+        seen = found
     fits: bool | None = None
     if not seen.sha256:
         out.flush()
@@ -119,29 +124,39 @@ def _receive(
     return Arrived(digest.hexdigest(), _judge(seen, digest.hexdigest(), fits, first))
 
 
-def _in_order(store: Store, remote: Remote, pool: Pool, stop: Stop) -> Iterator[Piece]:
-    """The pieces of an object one after the other, while the next ones are on their way."""
-    waiting: deque[Future[Piece]] = deque()
-    todo = spans(remote.size)
-    at_most = max(1, min(WINDOW, store.s3.concurrency))
+def _in_order(store: Store, remote: Remote, pool: Pool, stop: Stop) -> Iterator[tuple[memoryview, Remote]]:
+    """The pieces of an object one after the other, while the next ones are on their way.
 
-    def read(span: tuple[int, int]) -> Piece:
-        return again(lambda: store.plain.read(remote, span), tries=store.s3.retries, stop=stop)
+    Each lies in a buffer that is filled anew once the next piece is asked for.
+    """
+    todo = list(spans(remote.size))
+    largest = max(last - first for first, last in todo)
+    free = [memoryview(bytearray(largest)) for _ in range(min(WINDOW, store.s3.concurrency, len(todo)))]
+    waiting: deque[tuple[memoryview, Future[Remote]]] = deque()
+    coming = iter(todo)
+
+    def fill(first: int, view: memoryview) -> Remote:
+        return again(lambda: store.plain.read_span(remote, first, view), tries=store.s3.retries, stop=stop)
 
     try:
         while True:
-            while len(waiting) < at_most and (span := next(todo, None)):
-                waiting.append(pool.submit(lambda span=span: read(span)))  # type: ignore[misc]
+            while free and (span := next(coming, None)):
+                view = free.pop()[: span[1] - span[0]]
+                waiting.append((view, pool.submit(lambda first=span[0], view=view: fill(first, view))))  # type: ignore[misc]
             if not waiting:
                 return
-            while not wait([waiting[0]], timeout=TICK).done:
+            view, future = waiting[0]
+            while not wait([future], timeout=TICK).done:
                 if stop.asked:
                     raise Stopped
             if stop.asked:
                 raise Stopped
-            yield waiting.popleft().result()
+            yield view, future.result()
+            waiting.popleft()
+            if isinstance(view.obj, bytearray):
+                free.append(memoryview(view.obj))
     finally:
-        settle(waiting, seconds=0)  # they only read: nobody needs to wait for them
+        settle((future for _, future in waiting), seconds=0)  # they only read: nobody needs to wait for them
 
 
 def _judge(remote: Remote, digest: str, fits: bool | None, first: _Doubtful | None) -> Verified:

@@ -10,9 +10,10 @@ cannot send: boto3 alone writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,30 +44,27 @@ class Remote:
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of an object, in order, and what the server said about the whole object with them."""
+    """The bytes of an object, and what the server said about it with them."""
 
-    chunks: Sequence[bytes | memoryview]
+    content: bytes | memoryview
     remote: Remote
 
 
 class Reader(Protocol):
-    """Reads objects. One request, no retries: slmx.s3.pool.again does those for every reader alike.
+    """Reads whole small objects. One request, no retries: slmx.s3.pool.again does those for every reader alike.
 
     Example::
 
         class Zeros:
-            def read(self, remote, span=None):
-                first, end = span or (0, remote.size)
-                return Piece([bytes(end - first)], remote)
+            def read(self, remote):
+                return Piece(bytes(remote.size), remote)
     """
 
-    def read(self, remote: Remote, span: tuple[int, int] | None = None) -> Piece:
-        """The whole object, or its bytes from span[0] up to and without span[1].
-
-        A span belongs to the version that `remote.etag` names.
+    def read(self, remote: Remote) -> Piece:
+        """The object as it is now, which may be another version than `remote`; the piece says.
 
         Raises:
-            S3Error: whatever went wrong; kind "precondition" when the object is another one by now.
+            S3Error: whatever went wrong.
         """
         ...
 
@@ -122,32 +120,60 @@ class BotoReader:
         self._s3 = s3
         self._client = clients.connect(s3, retries=0)
 
-    def read(self, remote: Remote, span: tuple[int, int] | None = None) -> Piece:
-        """As the protocol says; what arrives is counted and its version compared, since servers ignore headers."""
-        asked: dict[str, str] = {}
-        if span:
-            asked = {"Range": f"bytes={span[0]}-{span[1] - 1}", "IfMatch": f'"{remote.etag}"'}
+    def read(self, remote: Remote) -> Piece:
+        """As the protocol says."""
         with told_apart(clients.target(self._s3, remote.bucket, remote.key)):
-            answer = self._client.get_object(Bucket=remote.bucket, Key=remote.key, **asked)
-            with answer["Body"] as body:
-                chunks = _read(body)
-        found = described(remote.bucket, remote.key, answer)
-        _check(self._s3, remote, found, span, answer.get("ContentRange", ""), sum(map(len, chunks)))
-        return Piece(chunks, found)
+            answer = self._client.get_object(Bucket=remote.bucket, Key=remote.key)
+            content = answer["Body"].read()  # counts: less than was announced is an error
+        return Piece(content, described(remote.bucket, remote.key, answer))
+
+    def read_span(self, remote: Remote, first: int, into: memoryview) -> Remote:
+        """Fill `into` with the bytes from `first` on of the version that `remote.etag` names.
+
+        Raises:
+            S3Error: whatever went wrong; kind "precondition" when the object is another one by now. Servers ignore
+                headers, so what arrives is counted, and its version and range are compared.
+        """
+        last, where = first + len(into) - 1, clients.target(self._s3, remote.bucket, remote.key)
+        with told_apart(where):
+            answer = self._client.get_object(
+                Bucket=remote.bucket, Key=remote.key, Range=f"bytes={first}-{last}", IfMatch=f'"{remote.etag}"'
+            )
+            found = described(remote.bucket, remote.key, answer)
+            if found.etag != remote.etag:
+                answer["Body"].close()
+                raise S3Error(
+                    f"{remote.url} changed while it was read.", kind="precondition", hint="Run the command again."
+                )
+            if not str(answer.get("ContentRange", "")).startswith(f"bytes {first}-{last}/"):
+                answer["Body"].close()
+                raise S3Error(
+                    f"{remote.url}: the server does not serve ranges.",
+                    kind="other",
+                    hint="`slmx s3 test` looks closer.",
+                )
+            try:
+                done = _fill(answer["Body"], into)
+            except (OSError, HTTPException) as error:  # of the socket itself, which neither library wrapped
+                answer["Body"].close()
+                raise (explain(error, where) if isinstance(error, TimeoutError) else cut(remote)) from None
+            if done < len(into):
+                raise cut(remote)
+        return found
 
 
 class ObstoreReader:
-    """Whole objects through obstore; spans, and what obstore cannot do, through the other reader."""
+    """Whole objects through obstore, and what obstore cannot do through the other reader."""
 
     def __init__(self, s3: S3Settings, other: Reader) -> None:
         self._s3, self._other = s3, other
         self._stores: dict[str, Any] = {}
         self._refused = False
 
-    def read(self, remote: Remote, span: tuple[int, int] | None = None) -> Piece:
+    def read(self, remote: Remote) -> Piece:
         """As the protocol says."""
-        if span or self._refused or not PLAIN.fullmatch(remote.key) or {".", ".."} & set(remote.key.split("/")):
-            return self._other.read(remote, span)
+        if self._refused or not PLAIN.fullmatch(remote.key) or {".", ".."} & set(remote.key.split("/")):
+            return self._other.read(remote)
         import obstore
 
         try:
@@ -162,12 +188,12 @@ class ObstoreReader:
             if problem.kind != "tls":
                 raise
             self._refused = True
-            return self._other.read(remote, span)
+            return self._other.read(remote)
         etag = str(meta["e_tag"] or "").strip('"')
         found = Remote(remote.bucket, remote.key, meta["size"], etag, kept_hash(attributes))
         if len(content) != found.size:
-            raise _cut(self._s3, remote)
-        return Piece((content,), found)
+            raise cut(remote)
+        return Piece(content, found)
 
     def _store(self, bucket: str) -> Any:
         if bucket not in self._stores:
@@ -223,29 +249,31 @@ def kept_hash(metadata: Mapping[str, str]) -> str:
     return found.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", found) else ""
 
 
-def _read(body: Any) -> tuple[bytes, ...]:
-    """In chunks that stay as they are: one buffer for all would be one more copy of every byte."""
-    return tuple(iter(lambda: body.read(BLOCK), b""))
+def _fill(body: Any, into: memoryview) -> int:
+    """Read into a buffer until it is full or nothing comes any more; returns how much came.
+
+    botocore and urllib3 would hold every byte three times; the response of http.client below them fills the buffer
+    straight from the socket. Where it is not found (another version of theirs), they are asked after all.
+    """
+    stream = getattr(body, "_raw_stream", None)
+    below = getattr(stream, "_fp", None)
+    done = 0
+    if isinstance(below, HTTPResponse) and stream is not None:
+        while done < len(into) and (count := below.readinto(into[done:])):
+            done += count
+        if done == len(into) and not below.length:
+            stream.release_conn()
+        else:
+            body.close()
+        return done
+    while done < len(into) and (chunk := body.read(min(BLOCK, len(into) - done))):
+        into[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    return done
 
 
-def _check(
-    s3: S3Settings, asked: Remote, found: Remote, span: tuple[int, int] | None, content_range: str, length: int
-) -> None:
-    if span is None:
-        if length != found.size:
-            raise _cut(s3, asked)
-        return
-    if found.etag != asked.etag:
-        raise S3Error(f"{asked.url} changed while it was read.", kind="precondition", hint="Run the command again.")
-    if not content_range.startswith(f"bytes {span[0]}-{span[1] - 1}/"):
-        raise S3Error(
-            f"{asked.url}: the server does not serve ranges.", kind="other", hint="`slmx s3 test` looks closer."
-        )
-    if length != span[1] - span[0]:
-        raise _cut(s3, asked)
-
-
-def _cut(s3: S3Settings, remote: Remote) -> S3Error:
+def cut(remote: Remote) -> S3Error:
+    """The error for an answer that ends too early."""
     return S3Error(
         f"{remote.url}: the connection broke in the middle.",
         kind="unreachable",

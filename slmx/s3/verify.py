@@ -22,6 +22,7 @@ Verified = Literal["sha256", "etag", "unverified"]
 MIB = 1 << 20
 PART_SIZES = (8, 5, 16, 10, 15, 25, 32, 50, 64, 100, 128, 256, 512)  # MiB, of the usual tools
 PIECE = 8 * MIB
+MANY = 16  # pieces, from which on they are twice as large
 
 
 def is_md5(etag: str) -> bool:
@@ -101,15 +102,20 @@ def same_content(path: Path, store: Store, remote: Remote, stop: Stop, *, read: 
 
 def remote_sha256(store: Store, remote: Remote, stop: Stop) -> str:
     """SHA-256 of what the server sends for an object: the bytes themselves, not what is written about them."""
-    digest = sha256()
-    for span in spans(remote.size):
-        piece = again(lambda span=span: store.plain.read(remote, span), tries=store.s3.retries, stop=stop)  # type: ignore[misc]
-        for chunk in piece.chunks:
-            digest.update(chunk)
+    digest, buffer = sha256(), memoryview(bytearray(min(2 * PIECE, remote.size)))
+    for first, last in spans(remote.size):
+        view = buffer[: last - first]
+        again(
+            lambda first=first, view=view: store.plain.read_span(remote, first, view),  # type: ignore[misc]
+            tries=store.s3.retries,
+            stop=stop,
+        )
+        digest.update(view)
     return digest.hexdigest()
 
 
 def spans(size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive pieces of an object; nothing for an empty one."""
-    for first in range(0, size, PIECE):
-        yield first, min(first + PIECE, size)
+    """Consecutive pieces of an object, first and behind-last byte; nothing for an empty one."""
+    piece = PIECE if size < MANY * PIECE else 2 * PIECE  # fewer requests; more at once would cost memory
+    for first in range(0, size, piece):
+        yield first, min(first + piece, size)
