@@ -21,6 +21,7 @@ COMMANDS = {
     "data": ("slmx.data.cli:app", "Sources in, records and training files out."),
     "retrieve": ("slmx.retrieve.cli:app", "Passages in, rankings out."),
     "eval": ("slmx.eval.cli:app", "Questions in, predictions and metrics out."),
+    "s3": ("slmx.s3.cli:app", "Files and buckets."),
     "config": ("slmx.config:app", "The settings: show them, write a first file."),
 }
 FLAGS = {"--json": "json", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "--no-color": "color"}

@@ -64,13 +64,13 @@ def render(lines: list[Setting]) -> RenderableType:
 
 def toml_text() -> str:
     """A slmx.toml with every setting commented out; secrets are not in it."""
-    from slmx.settings import fields
+    from slmx.settings import fields, is_secret
 
     lines = ["# Settings of slmx. Order: options > environment > .env > this file > defaults.", ""]
     section = ""
     for name, field in fields():
         head, _, leaf = name.rpartition(".")
-        if field.validation_alias is not None:
+        if is_secret(field):
             continue
         if head != section:
             lines += ["", f"[{head}]"]
@@ -81,16 +81,24 @@ def toml_text() -> str:
 
 def dotenv_text() -> str:
     """A .env with every setting commented out and placeholders for secrets. `.env.example` holds the same."""
-    from slmx.settings import env_name, fields
+    from slmx.settings import env_name, fields, is_secret
 
     lines = ["# Environment of slmx; read from the folder where slmx is started. Never commit the real one.", ""]
     for name, field in fields():
-        value = "your-token-here" if field.validation_alias is not None else field.default
-        lines += [f"# {field.description}", f"# {env_name(name, field)}={'' if value is None else value}"]
+        value = _placeholder(name) if is_secret(field) else _env_value(field.default)
+        lines += [f"# {field.description}", f"# {env_name(name, field)}={value}"]
     return "\n".join(lines) + "\n"
+
+
+def _placeholder(secret: str) -> str:
+    return f"your-{secret.rpartition('.')[2].replace('_', '-').removeprefix('hf-')}-here"
+
+
+def _env_value(value: object) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _toml_value(value: object) -> str:
     if value is None:
         return '""   # unset'
-    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else f'"{value}"'
+    return _env_value(value) if isinstance(value, (bool, int, float)) else f'"{value}"'

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,45 @@ def result(record: Any, render: Callable[[Any], RenderableType]) -> None:
     elif not manner.quiet:
         _console(stderr=False).print(render(record))
     sys.stdout.flush()
+
+
+def stream(rows: Iterable[Any], line: Callable[[Any], str]) -> None:
+    """Write rows as they come, however many: a JSON array with --json, nothing with --quiet, else lines."""
+    encode, first = None, True
+    if manner.json:
+        import msgspec
+
+        encode = msgspec.json.Encoder(enc_hook=str).encode
+        sys.stdout.write("[")
+    for row in rows:
+        if encode:
+            sys.stdout.write(("\n" if first else ",\n") + encode(row).decode())
+        elif not manner.quiet:
+            sys.stdout.write(line(row) + "\n")
+        first = False
+    if encode:
+        sys.stdout.write("\n]\n")
+    sys.stdout.flush()
+
+
+def in_terminal() -> bool:
+    """Does a person sit before stdin and stdout, and wants more than data?"""
+    return sys.stdin.isatty() and sys.stdout.isatty() and not manner.json and not manner.quiet
+
+
+def line(record: Any) -> None:
+    """With --json, one line on stdout at once: for commands that tell one thing a file, and whose end may be far."""
+    if manner.json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(record, enc_hook=str).decode() + "\n")
+        sys.stdout.flush()
+
+
+def summary(record: Any, render: Callable[[Any], RenderableType]) -> None:
+    """What closes a command that wrote `line`s: for a person only."""
+    if not manner.json:
+        result(record, render)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> RenderableType:

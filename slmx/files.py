@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -19,6 +20,7 @@ from slmx.errors import RefusedError, SlmxError
 
 BLOCK = 1 << 20
 MAX_ROW = 64 << 20  # a JSON value longer than this is taken for a broken file, so that memory stays bounded
+_umask_lock = threading.Lock()
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -49,7 +51,8 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb", buffering=BLOCK) as out:
+        # Opened by its name, so that out.name is one; the descriptor is mkstemp's.
+        with open(temporary, "wb", buffering=BLOCK, opener=lambda _path, _flags: handle) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -209,6 +212,7 @@ def slug(name: str) -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _umask_lock:  # reading it means setting it: two threads at once would leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -15,6 +15,8 @@ CacheDir = Annotated[
     Path | None, typer.Option("--cache-dir", help="Passages, indexes and vectors, by content.", show_default=".cache")
 ]
 OutputDir = Annotated[Path | None, typer.Option("--output-dir", help="Where runs are written.", show_default="outputs")]
+Bucket = Annotated[str, typer.Option("--bucket", help="The bucket.", show_default="from the settings")]
+Prefix = Annotated[str, typer.Option("--prefix", help="Only what lies under it; most end with /.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of samples, splits and intervals.", show_default="0")]

@@ -1,7 +1,8 @@
 """The one settings object: options > environment > .env > slmx.toml > defaults.
 
 Options are passed by the commands themselves. In the environment and in .env the names start with `SLMX_`, nested ones
-are joined by `__` (`SLMX_EVAL__K=10`); the names that other tools set (`HF_TOKEN`) are read as they are.
+are joined by `__` (`SLMX_EVAL__K=10`); names that other tools set (`HF_TOKEN`, `CLEARML_S3_*`) are read as they are,
+and `AWS_*` where nothing else is set.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    DotEnvSettingsSource,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -30,6 +30,7 @@ from slmx.registry import nearest
 PREFIX = "SLMX_"
 DEFAULT_FILE = Path("slmx.toml")
 ENV_FILE = Path(".env")
+CREDENTIALS = frozenset({"s3.access_key", "s3.secret_key", "s3.session_token"})
 
 
 class EvalSettings(BaseModel):
@@ -51,6 +52,61 @@ class PassageSettings(BaseModel):
     overlap: int = Field(0, ge=0, description="words that two neighbouring passages share")
 
 
+def _named(*names: str) -> dict[str, Any]:
+    """Environment names of other tools for a setting, in the order in which they are asked."""
+    return {"names": names}
+
+
+class S3Settings(BaseModel):
+    """The bucket store. Keys are taken as a pair: AWS_* ones count only where no CLEARML_S3_* one is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    endpoint: str = Field(
+        "",
+        json_schema_extra=_named("CLEARML_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="address of the S3 server (https://host:port); empty: AWS",
+    )
+    bucket: str = Field("", json_schema_extra=_named("CLEARML_S3_BUCKET"), description="bucket of artifacts")
+    data_bucket: str = Field(
+        "", json_schema_extra=_named("SLMX_S3_DATA_BUCKET"), description="bucket of datasets; empty: the other one"
+    )
+    access_key: SecretStr | None = Field(
+        None, json_schema_extra=_named("CLEARML_S3_ACCESS_KEY", "AWS_ACCESS_KEY_ID"), description="access key of S3"
+    )
+    secret_key: SecretStr | None = Field(
+        None, json_schema_extra=_named("CLEARML_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"), description="secret key of S3"
+    )
+    session_token: SecretStr | None = Field(
+        None, json_schema_extra=_named("AWS_SESSION_TOKEN"), description="session token that goes with AWS_* keys"
+    )
+    region: str = Field(
+        "us-east-1",
+        json_schema_extra=_named("CLEARML_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"),
+        description="region that requests are signed for",
+    )
+    path_style: bool | None = Field(
+        None,
+        json_schema_extra=_named("CLEARML_S3_PATH_STYLE"),
+        description="true: host/bucket/key, false: bucket.host/key; unset: true except on AWS",
+    )
+    verify_ssl: Annotated[bool | Path, Field(union_mode="left_to_right")] = Field(
+        True,
+        json_schema_extra=_named("CLEARML_S3_VERIFY_SSL"),
+        description="check the server's certificate: true, false, or the path of a CA bundle",
+    )
+    ca_bundle: Path | None = Field(
+        None, json_schema_extra=_named("AWS_CA_BUNDLE"), description="CA bundle used when verify_ssl is true"
+    )
+    checksum_mode: Literal["auto", "when_supported", "when_required"] = Field(
+        "auto", description="trailing checksums: auto (when_required except on AWS), when_supported, when_required"
+    )
+    backend: Literal["auto", "obstore", "boto3"] = Field("auto", description="who moves bytes: auto, obstore, boto3")
+    retries: int = Field(5, ge=0, le=20, description="times a failed request is sent again, with growing pauses")
+    connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection")
+    read_timeout: float = Field(60.0, gt=0, description="seconds to wait for bytes")
+    concurrency: int = Field(16, ge=1, le=256, description="requests in flight")
+
+
 class Settings(BaseSettings):
     """All settings. Add one here and it has an environment name, a line in `config show` and one in `config init`."""
 
@@ -63,8 +119,9 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, description="of samples, splits and bootstrap intervals")
     eval: EvalSettings = EvalSettings()
     passages: PassageSettings = PassageSettings()
+    s3: S3Settings = S3Settings()
     hf_token: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("HF_TOKEN", "hf_token"), description="token of the Hugging Face Hub"
+        None, json_schema_extra=_named("HF_TOKEN"), description="token of the Hugging Face Hub"
     )
 
     @classmethod
@@ -98,19 +155,64 @@ def use_file(path: Path) -> None:
 
 def _sources(model: type[BaseSettings]) -> list[tuple[str, PydanticBaseSettingsSource]]:
     file = _file or DEFAULT_FILE
-    return [
-        ("environment", EnvSettingsSource(model, env_ignore_empty=True)),
-        (".env", _OwnNamesInDotEnv(model, env_file=ENV_FILE, env_ignore_empty=True)),
-        (str(file), _WithoutEmpty(model, toml_file=file)),
+    places = (("environment", dict(os.environ)), (str(ENV_FILE), _dotenv()))
+    keys_are_ours = any(
+        place.get(name) for _, place in places for name in ("CLEARML_S3_ACCESS_KEY", "CLEARML_S3_SECRET_KEY")
+    )
+    first = [
+        (label, source)
+        for label, place in places
+        for source in (_PrefixedNames(model, place), _OtherNames(model, place, fallback=False))
     ]
+    then = [
+        (label, _OtherNames(model, place, fallback=True, without=CREDENTIALS if keys_are_ours else frozenset()))
+        for label, place in places
+    ]
+    return [*first, *then, (str(file), _WithoutEmpty(model, toml_file=file))]
 
 
-class _OwnNamesInDotEnv(DotEnvSettingsSource):
-    """Names in .env that are not ours are somebody else's: left alone."""
+class _PrefixedNames(EnvSettingsSource):
+    """`SLMX_*` of one place. Names in it that are not ours are somebody else's: left alone."""
+
+    def __init__(self, model: type[BaseSettings], variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        super().__init__(model)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._variables.items() if value}
+
+
+class _OtherNames(PydanticBaseSettingsSource):
+    """Names that other tools set, as they are: a setting's first one, or the fallbacks behind it. Empty is unset."""
+
+    def __init__(
+        self,
+        model: type[BaseSettings],
+        variables: Mapping[str, str],
+        *,
+        fallback: bool,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(model)
+        self._variables, self._fallback, self._without = variables, fallback, without
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value of the first name that is set."""
+        if field_name in self._without:
+            return None, field_name, False
+        names = other_names(field)
+        # A fallback of another tool (AWS_*) is one even where the setting has no name of ours before it.
+        chosen = [name for name in names if name.startswith("AWS_") == self._fallback]
+        return next((self._variables[name] for name in chosen if self._variables.get(name)), None), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        ours = {*Settings.model_fields, *(env_name(name, field) for name, field in fields())}
-        return {name: value for name, value in super().__call__().items() if name in ours or name.upper() in ours}
+        found: dict[str, Any] = {}
+        for name, field in fields():
+            value, _, _ = self.get_field_value(field, name)
+            if value is not None:
+                head, _, leaf = name.rpartition(".")
+                (found.setdefault(head, {}) if head else found)[leaf] = value
+        return found
 
 
 class _WithoutEmpty(TomlConfigSettingsSource):
@@ -132,7 +234,7 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        place = _source_of(name)
+        place = source_of(name)
         hint = f"Correct it in {'the environment' if place == 'environment' else place}, or take it out."
         raise UsageError(f"Setting {name} (from {place}): {first['msg']}.", hint=hint) from None
 
@@ -156,9 +258,19 @@ def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tupl
 
 def env_name(name: str, field: FieldInfo) -> str:
     """The environment variable of a setting: `eval.k` is SLMX_EVAL__K; names of other tools stay theirs."""
-    if isinstance(field.validation_alias, AliasChoices):
-        return str(field.validation_alias.choices[0])
-    return PREFIX + name.replace(".", "__").upper()
+    return next(iter(other_names(field)), PREFIX + name.replace(".", "__").upper())
+
+
+def other_names(field: FieldInfo) -> tuple[str, ...]:
+    """The names of other tools that a setting is read from, in the order in which they are asked."""
+    extra = field.json_schema_extra
+    names = extra.get("names") if isinstance(extra, dict) else None
+    return tuple(map(str, names)) if isinstance(names, tuple) else ()
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Is it a SecretStr? Those never stand in slmx.toml and are masked wherever settings are shown."""
+    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def show() -> list[Setting]:
@@ -170,21 +282,21 @@ def show() -> list[Setting]:
         for part in name.split("."):
             value = getattr(value, part)
         shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
-        lines.append(Setting(name, shown, _source_of(name), field.description or ""))
+        lines.append(Setting(name, shown, source_of(name), field.description or ""))
     return lines
 
 
-def _source_of(name: str) -> str:
+def source_of(name: str) -> str:
+    """Where a setting's value comes from: "environment", ".env", the settings file or "default"."""
     for label, source in _sources(Settings):
         try:
             value: Any = source()
         except Exception:  # a source that cannot be parsed is reported by load(); here only the place is asked for
             return label
-        aliases = {"hf_token": "HF_TOKEN"}
         for part in name.split("."):
             if not isinstance(value, Mapping):
                 break
-            value = value.get(part, value.get(aliases.get(part, part)))
+            value = value.get(part)
         if value is not None and not isinstance(value, Mapping):
             return label
     return "default"
@@ -193,7 +305,7 @@ def _source_of(name: str) -> str:
 def _check_names() -> None:
     known = {env_name(name, field): name for name, field in fields()}
     ours = set(known) | {PREFIX + name.split(".")[0].upper() for name, _ in fields() if "." in name}
-    for place, names in (("the environment", list(os.environ)), (str(ENV_FILE), _dotenv_names())):
+    for place, names in (("the environment", list(os.environ)), (str(ENV_FILE), list(_dotenv()))):
         for name in names:
             if name.upper().startswith(PREFIX) and name.upper() not in ours:
                 raise _unknown(name, place, ours)
@@ -203,10 +315,12 @@ def _check_names() -> None:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not valid TOML: {error}.") from None
-        leaves = {name for name, _ in fields()} - {"hf_token"}
+        secrets = {name: field for name, field in fields() if is_secret(field)}
+        leaves = {name for name, _ in fields()} - set(secrets)
         for name in _flat(content):
-            if name == "hf_token":
-                raise UsageError(f"{path} holds a secret.", hint="Put HF_TOKEN into .env or the environment.")
+            if name in secrets:
+                variable = env_name(name, secrets[name])
+                raise UsageError(f"{path} holds a secret.", hint=f"Put {variable} into .env or the environment.")
             if name not in leaves:
                 raise _unknown(name, str(path), leaves)
 
@@ -217,12 +331,13 @@ def _unknown(name: str, place: str, known: set[str]) -> UsageError:
     return UsageError(f'Unknown setting "{name}" in {place}.', hint=said)
 
 
-def _dotenv_names() -> list[str]:
+def _dotenv() -> dict[str, str]:
+    """.env as it is: `$` is a letter there, for a secret may hold it."""
     if not ENV_FILE.is_file():
-        return []
+        return {}
     from dotenv import dotenv_values
 
-    return list(dotenv_values(ENV_FILE, interpolate=False))
+    return {name: value for name, value in dotenv_values(ENV_FILE, interpolate=False).items() if value is not None}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slmx.data.describe import Description
     from slmx.data.merge_nq import Merged
     from slmx.data.passages import Stored
+    from slmx.data.process import Processed
 
 app = Group("data", "Sources in, records and training files out.")
 
@@ -218,6 +219,95 @@ def _render_described(result: Description) -> RenderableType:
         console.table(f"{result.name} ({result.format}, {result.path})", ("", ""), facts),
         console.table("", ("", "n", "mean", "median", "p95", "max"), lengths),
     )
+
+
+@app.command("process")
+def process(
+    mode: Annotated[str, typer.Option("--mode", help="nq, simple_qa or both.")],
+    bucket: options.Bucket = "",
+    prefix: options.Prefix = "",
+    no_upload: Annotated[bool, typer.Option("--no-upload", help="Keep the results here.")] = False,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    max_items: options.MaxItems = None,
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Raw file from the bucket (or already here) → converted and split → checked → back to the bucket.
+
+    The results are where experiments look for them: data/nq, data/simple_qa. What is done and whole is not done again.
+    Exit code 3: one of two modes failed, or rows were left out.
+
+    Example: slmx data process --mode both
+    """
+    from slmx import console, settings
+    from slmx.data.process import Task, process as work, verdict
+    from slmx.s3.known import modes
+    from slmx.s3.store import Store
+    from slmx.signals import stopping
+
+    loaded = settings.load()
+    with stopping() as stop, console.listening() as listen:
+        task = Task(
+            connect=lambda: Store(loaded.s3),
+            data_dir=data_dir or loaded.data_dir,
+            cache_dir=cache_dir or loaded.cache_dir,
+            bucket=bucket,
+            prefix=prefix,
+            upload=not no_upload,
+            max_items=max_items,
+            seed=loaded.seed if seed is None else seed,
+            overwrite=overwrite,
+            stop=stop,
+            listen=listen,
+        )
+        ready = work(modes(mode), task)
+    console.result(ready, _render_processed)
+    problem = verdict(modes(mode), ready, task.data_dir)
+    if problem is not None:
+        raise problem
+
+
+def _render_processed(result: list[Processed]) -> RenderableType:
+    from slmx import console
+
+    rows = [(step.mode, step.step, step.state, step.said) for done in result for step in done.steps]
+    return console.table("", ("mode", "step", "state", ""), rows, left=4)
+
+
+@app.command("download")
+def download(
+    mode: Annotated[str, typer.Option("--mode", help="nq, simple_qa or both.")],
+    bucket: options.Bucket = "",
+    prefix: options.Prefix = "",
+    data_dir: options.DataDir = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Ready converted files from the bucket, verified, to where experiments look for them.
+
+    Example: slmx data download --mode nq
+    """
+    from slmx import console, settings
+    from slmx.data.download import download as work
+    from slmx.s3 import report
+    from slmx.s3.known import modes
+    from slmx.s3.store import Store
+    from slmx.s3.transfer import Options
+    from slmx.signals import stopping
+
+    loaded = settings.load()
+    rows = []
+    with stopping() as stop, console.listening() as listen:
+        where = data_dir or loaded.data_dir
+        how = Options(overwrite, dry_run, stop, listen)
+        for row in work(modes(mode), Store(loaded.s3), data_dir=where, options=how, bucket=bucket, prefix=prefix):
+            console.line(row)
+            rows.append(row)
+    console.summary(rows, report.render)
+    problem = report.problem(rows)
+    if problem is not None:
+        raise problem
 
 
 @app.command("passages")

@@ -1,0 +1,1 @@
+"""Files and buckets: transfers that can be trusted."""

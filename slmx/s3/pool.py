@@ -1,0 +1,115 @@
+"""Threads that do not keep a stopped command waiting, and the one policy of retries."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+from slmx.s3.problems import Kind, S3Error
+from slmx.signals import Stop
+
+T = TypeVar("T")
+R = TypeVar("R")
+PASSING: frozenset[Kind] = frozenset({"busy", "timeout", "unreachable"})  # what another try may cure
+LONGEST_PAUSE = 10.0
+TICK = 0.1  # seconds between two looks at whether somebody asked to stop
+
+
+class Stopped(Exception):
+    """Somebody asked to stop; whoever holds files or uploads lets go of them on the way up."""
+
+
+class Pool:
+    """A few daemon threads. concurrent.futures would wait for a stalled request when the process ends; these do not."""
+
+    def __init__(self, threads: int) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[object], Callable[[], object]] | None] = queue.SimpleQueue()
+        self._threads = threads
+        for _ in range(threads):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Run it in one of the threads."""
+        future: Future[T] = Future()
+        self._jobs.put((future, job))  # type: ignore[arg-type]  # the queue holds jobs of every kind
+        return future
+
+    def close(self) -> None:
+        """No more jobs; threads end after the one at hand."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            future, job = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+            del item, future, job  # a thread that waits must not hold the last piece
+
+
+def outcomes(
+    pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, at_most: int, stop: Stop
+) -> Iterator[tuple[T, Future[R]]]:
+    """Run `work` over jobs, at most `at_most` at a time; yields each with its future as it finishes.
+
+    Raises:
+        Stopped: somebody asked; what had not begun is cancelled, what runs is left to itself for up to five seconds.
+    """
+    running: dict[Future[R], T] = {}
+    finished: queue.SimpleQueue[Future[R]] = queue.SimpleQueue()
+    waiting = iter(jobs)
+    try:
+        while True:
+            while len(running) < at_most and (job := next(waiting, None)) is not None:
+                future = pool.submit(lambda job=job: work(job))  # type: ignore[misc]
+                running[future] = job
+                future.add_done_callback(finished.put)
+            if not running:
+                return
+            if stop.asked:
+                raise Stopped
+            try:
+                future = finished.get(timeout=TICK)
+            except queue.Empty:
+                continue
+            yield running.pop(future), future
+    finally:
+        settle(running)
+
+
+def settle(futures: Iterable[Future[R]], seconds: float = 5.0) -> None:
+    """Cancel what has not begun and give the rest a moment to end."""
+    left = [future for future in futures if not future.cancel()]
+    wait(left, timeout=seconds)
+
+
+def again(work: Callable[[], R], *, tries: int, stop: Stop, kinds: frozenset[Kind] = PASSING) -> R:
+    """Call `work` until it succeeds, up to `tries` more times, with growing pauses, where the failure may pass."""
+    for number in range(tries + 1):
+        try:
+            return work()
+        except S3Error as problem:
+            if problem.kind not in kinds or number == tries:
+                raise
+        pause(min(LONGEST_PAUSE, 0.2 * 2**number) * random.uniform(0.5, 1.0), stop)
+    raise AssertionError("unreachable")
+
+
+def pause(seconds: float, stop: Stop) -> None:
+    """Sleep; Stopped as soon as somebody asks."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.asked:
+            raise Stopped
+        time.sleep(min(TICK, left))
+    if stop.asked:
+        raise Stopped
