@@ -26,7 +26,7 @@ from slmx.files import hash_value
 from slmx.models.generators import name_of, open_generator
 from slmx.records import GoldLevel, Passage, Question, Ranking, Record
 from slmx.retrieve.opening import open_retriever
-from slmx.retrieve.retrievers import RETRIEVERS, Retriever, find_passages, find_preset
+from slmx.retrieve.retrievers import RETRIEVERS, Retriever, find_passages, find_preset, model_name
 from slmx.signals import Stop
 from slmx.track.memory import MemoryLog
 
@@ -158,7 +158,7 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
 def _retriever_name(options: RunOptions, name: str) -> str:
     """The name of a retriever in cells and folders: the preset's own for an alias, and the reranker's behind it."""
     own = name if name in RETRIEVERS.names() else find_preset(name)[0]
-    return f"{own}+{Path(options.reranker).name}" if options.reranker else own
+    return f"{own}+{model_name(options.reranker)}" if options.reranker else own
 
 
 def _dataset(options: RunOptions, name: str, listen: Listener) -> Dataset:
