@@ -44,7 +44,7 @@ def demo(
     from slmx import console
     from slmx.signals import stopping
 
-    with stopping() as stop, console.listening() as listen:
+    with stopping(console.note) as stop, console.listening() as listen:
         options = prepare(out, listen)
         from slmx.eval.run import plan_run, run
 
