@@ -28,6 +28,7 @@ from slmx.errors import UsageError
 from slmx.registry import nearest
 
 PREFIX = "SLMX_"
+NOT_SETTINGS = frozenset({"SLMX_TEST_DATA"})  # where the tests and benchmarks find real data
 DEFAULT_FILE = Path("slmx.toml")
 ENV_FILE = Path(".env")
 CREDENTIALS = frozenset({"s3.access_key", "s3.secret_key", "s3.session_token"})
@@ -307,7 +308,7 @@ def _check_names() -> None:
     ours = set(known) | {PREFIX + name.split(".")[0].upper() for name, _ in fields() if "." in name}
     for place, names in (("the environment", list(os.environ)), (str(ENV_FILE), list(_dotenv()))):
         for name in names:
-            if name.upper().startswith(PREFIX) and name.upper() not in ours:
+            if name.upper().startswith(PREFIX) and name.upper() not in ours | NOT_SETTINGS:
                 raise _unknown(name, place, ours)
     path = _file or DEFAULT_FILE
     if path.is_file():

@@ -114,6 +114,11 @@ def test_the_example_of_an_environment_is_up_to_date() -> None:
     assert (REPOSITORY / ".env.example").read_text() == dotenv_text()
 
 
+def test_where_the_tests_find_their_data_is_no_setting(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLMX_TEST_DATA", "/somewhere")
+    assert settings.load().eval.k == 5
+
+
 @pytest.mark.parametrize("source", ["environment", ".env", "slmx.toml"])
 def test_an_empty_value_means_unset(source: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "environment":
