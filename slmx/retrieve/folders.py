@@ -7,15 +7,13 @@ found by the hash of its fingerprint, so an index of other content is never take
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmx.errors import RefusedError, SlmxError
 from slmx.events import Notice
-from slmx.files import hash_value, read_json, slug, write_json
+from slmx.files import hash_value, read_json, slug, whole_folder, write_json
 from slmx.records import Record
 
 if TYPE_CHECKING:
@@ -110,45 +108,6 @@ def write_head(path: Path, kind: str, fingerprint: Mapping[str, Any], *, passage
     write_json(path / HEAD, Head(kind=kind, fingerprint=dict(fingerprint), passages=passages, files=sizes, **more))
 
 
-def check_place(path: Path, *, overwrite: bool) -> None:
-    """May an index be put here?
-
-    Raises:
-        RefusedError: `path` exists and `overwrite` is false, or it holds something else than an index.
-    """
-    if not path.exists():
-        return
-    if not overwrite:
-        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
-    if not (path / HEAD).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise RefusedError(f"{path} is no index; it is not replaced.", hint="Give another name.")
-
-
-@contextmanager
-def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends without an error.
-
-    Raises:
-        RefusedError: as `check_place`.
-    """
-    check_place(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
-        made.chmod(0o755)
-        yield made
-        if path.exists():
-            old = made.with_suffix(".old")
-            path.rename(old)
-            made.rename(path)
-            shutil.rmtree(old)
-        else:
-            made.rename(path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-
-
 def find_or_build(
     opening: Opening, kind: str, fingerprint: Mapping[str, Any], fill: Callable[[Path], dict[str, Any]]
 ) -> IndexFolder:
@@ -178,7 +137,7 @@ def find_or_build(
             opening.listen(Notice(f"{error.what} It is built again.", "warning"))
             shutil.rmtree(path)
     try:
-        with whole_folder(path) as made:
+        with whole_folder(path, marker=HEAD) as made:
             write_head(made, kind, fingerprint, **fill(made))
     except (RefusedError, OSError):  # another process was faster, and its index has the same content
         if not (path / HEAD).is_file():

@@ -23,17 +23,17 @@ def fuse(rankings: Sequence[Ranking], k: int, rrf_k: int) -> Ranking:
     earlier ranking holds at a better rank comes first.
     """
     scores: dict[str, float] = {}
-    deeper: dict[str, float] = {}
-    for ranking in rankings:
+    deeper: dict[str, tuple[int, int]] = {}  # best rank, and the first ranking that has it: no two passages share both
+    for place, ranking in enumerate(rankings):
         for rank, hit in enumerate(ranking.hits, 1):
-            share = 1 / (rrf_k + rank)
             if rank <= DEPTH:
-                scores[hit.passage_id] = scores.get(hit.passage_id, 0.0) + share
+                scores[hit.passage_id] = scores.get(hit.passage_id, 0.0) + 1 / (rrf_k + rank)
             else:
-                deeper[hit.passage_id] = max(deeper.get(hit.passage_id, 0.0), share)
-    below = {passage_id: score for passage_id, score in deeper.items() if passage_id not in scores}
-    best = sorted((scores | below).items(), key=lambda item: -item[1])[:k]  # keeps the order of equal scores
-    return Ranking(question_id=rankings[0].question_id, hits=[Hit(passage_id=p, score=s) for p, s in best])
+                deeper[hit.passage_id] = min(deeper.get(hit.passage_id, (rank, place)), (rank, place))
+    best = sorted(scores.items(), key=lambda item: -item[1])  # keeps the order of equal scores
+    below = sorted((where, passage_id) for passage_id, where in deeper.items() if passage_id not in scores)
+    best += [(passage_id, 1 / (rrf_k + rank)) for (rank, _), passage_id in below]
+    return Ranking(question_id=rankings[0].question_id, hits=[Hit(passage_id=p, score=s) for p, s in best[:k]])
 
 
 class Hybrid:

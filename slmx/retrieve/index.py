@@ -16,10 +16,10 @@ from slmx.data.beir import CorpusRow
 from slmx.data.datasets import Dataset, open_dataset
 from slmx.errors import UsageError
 from slmx.events import Listener, nobody
-from slmx.files import write_jsonl
+from slmx.files import check_place, whole_folder, write_jsonl
 from slmx.presets import RetrieverPreset
 from slmx.records import Passage, Record
-from slmx.retrieve.folders import PARTS, Head, check_place, damaged, read_folder, whole_folder, write_head
+from slmx.retrieve.folders import HEAD, PARTS, Head, damaged, read_folder, write_head
 from slmx.retrieve.opening import open_preset
 from slmx.retrieve.retrievers import INDEXED, Opening, Retriever, find_preset
 
@@ -63,7 +63,7 @@ def build(
         RefusedError: `to` exists and `overwrite` is false, or it is something else than an index.
     """
     started = time.perf_counter()
-    check_place(to, overwrite=overwrite)  # before a large source is read for nothing
+    check_place(to, marker=HEAD, overwrite=overwrite)  # before a large source is read for nothing
     name, preset = find_preset(retriever)
     if preset.retriever not in INDEXED:
         raise UsageError(f'The retriever "{name}" has no index.', hint=f"Use one of these kinds: {', '.join(INDEXED)}.")
@@ -72,7 +72,7 @@ def build(
         raise UsageError(f"{source.name} has no passages to index.", hint="Name a folder or file with documents.")
     if preset.model and Path(preset.model).expanduser().is_dir():
         preset = preset.model_copy(update={"model": str(Path(preset.model).expanduser().resolve())})
-    with whole_folder(to, overwrite=overwrite) as made:
+    with whole_folder(to, marker=HEAD, overwrite=overwrite) as made:
         count = write_jsonl(made / "corpus.jsonl", _rows(source.passages()))
         opening = Opening(
             name=name,

@@ -104,7 +104,7 @@ def test_an_existing_folder_is_replaced_only_when_asked(make: Any, find: Any, tm
 def test_a_folder_that_is_no_index_is_never_replaced(make: Any, tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RefusedError, match="is no index"):
+    with pytest.raises(RefusedError, match="is not replaced"):
         make(overwrite=True)
     assert (tmp_path / "index" / "thesis.txt").read_text() == "years of work"
 
