@@ -141,6 +141,8 @@ def _take_global_options(argv: Sequence[str]) -> list[str]:
             setattr(manner, FLAGS[word], word != "--no-color")
         elif word == "--config" or word.startswith("--config="):
             name = word.partition("=")[2] or next(words, "")
+            if not name:
+                raise UsageError("--config needs the name of a file.", hint="Such as --config slmx.toml.")
             from slmx.settings import use_file
 
             use_file(Path(name))

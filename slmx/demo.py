@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slmx.eval.run import RunOptions, RunReport
     from slmx.events import Listener
 
+MARKER = "demo.json"  # says that a folder is the demo's own, where it may write over what is there
 app = Group("demo", "The whole main job on the bundled sample, offline.")
 
 MEANINGS = (
@@ -52,7 +53,11 @@ def demo(
 
 
 def prepare(out: Path, listen: Listener) -> RunOptions:
-    """Convert the sample and cut its passages into `out`; returns what is to be run on them."""
+    """Convert the sample and cut its passages into `out`; returns what is to be run on them.
+
+    Raises:
+        RefusedError: `out` holds files of somebody else.
+    """
     from importlib.resources import files
 
     from slmx.data.convert import convert
@@ -60,6 +65,7 @@ def prepare(out: Path, listen: Listener) -> RunOptions:
     from slmx.eval.run import RunOptions
     from slmx.events import Notice
 
+    _claim(out)
     raw = Path(str(files("slmx") / "sample" / "NQ-open.dev.merged.jsonl"))
     converted, passages = out / "nq_full_dataset.json", out / "sample"
     listen(Notice(f"1. slmx data convert NQ-open.dev.merged.jsonl --to {converted}"))
@@ -81,6 +87,17 @@ def prepare(out: Path, listen: Listener) -> RunOptions:
         cache_dir=out / ".cache",
         output_dir=out / "runs",
     )
+
+
+def _claim(out: Path) -> None:
+    """Mark `out` as the demo's own before anything else is written, so that it can be run again after a stop."""
+    from slmx.errors import RefusedError
+    from slmx.files import is_foreign, write_json
+
+    if is_foreign(out, MARKER):
+        hint = f"Give a new folder: slmx demo --out {out / 'slmx-demo'}"
+        raise RefusedError(f"{out} holds other files than the demo's; nothing was written there.", hint=hint)
+    write_json(out / MARKER, {"about": "Made by `slmx demo`, which may write over the files of this folder."})
 
 
 def _encoder_is_here(listen: Listener) -> bool:

@@ -1,16 +1,17 @@
-"""Files that are whole or absent: atomic writes, hashes, streaming JSON and JSONL (gzip too), safe paths."""
+"""Files and folders that are whole or absent: atomic writes, hashes, JSON and JSONL (gzip too), safe paths."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import msgspec
 
@@ -57,6 +58,70 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_foreign(path: Path, marker: str) -> bool:
+    """Does `path` hold what slmx did not put there: a file, or a folder with something in it but no file `marker`?"""
+    if not path.is_dir():
+        return path.exists()
+    return not (path / marker).is_file() and any(path.iterdir())
+
+
+def check_place(path: Path, *, marker: str, overwrite: bool) -> None:
+    """May a folder that holds a file `marker` be put here?
+
+    Raises:
+        RefusedError: `path` exists and `overwrite` is false; or it holds something else, whatever `overwrite` says.
+    """
+    if is_foreign(path, marker):
+        hint = "Give the name of a new folder, or remove this yourself."
+        raise RefusedError(f"{path} exists and holds no {marker}: it is not replaced.", hint=hint)
+    if path.exists() and not overwrite:
+        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
+
+
+@contextmanager
+def whole_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`; synced and renamed to it when the block ends without an error.
+
+    Args:
+        path: the folder to make. Where it is a link, the folder that it leads to is replaced.
+        marker: a file that every folder of this kind holds; a folder without it is somebody else's.
+        overwrite: replace a folder of this kind; the old one is gone only after the new one has its name.
+
+    Raises:
+        RefusedError: as `check_place`, before the block and, since that may take long, after it again.
+    """
+    check_place(path, marker=marker, overwrite=overwrite)
+    place = path.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    try:
+        yield made
+        for file in made.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        made.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        check_place(path, marker=marker, overwrite=overwrite)
+        _swap(made, place)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _swap(made: Path, place: Path) -> None:
+    """Give a finished folder its name; a folder that had it comes back when that fails."""
+    if not place.exists():
+        made.rename(place)
+        return
+    old = made.with_suffix(".old")
+    place.rename(old)
+    try:
+        made.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes, *, overwrite: bool = True) -> None:
@@ -147,8 +212,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def text_stream(binary: IO[bytes]) -> io.TextIOWrapper:
-    """UTF-8 text over bytes, line ends as they are, a byte-order mark dropped (what the csv module wants)."""
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")

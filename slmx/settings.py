@@ -99,9 +99,9 @@ def use_file(path: Path) -> None:
 def _sources(model: type[BaseSettings]) -> list[tuple[str, PydanticBaseSettingsSource]]:
     file = _file or DEFAULT_FILE
     return [
-        ("environment", EnvSettingsSource(model)),
-        (".env", _OwnNamesInDotEnv(model, env_file=ENV_FILE)),
-        (str(file), TomlConfigSettingsSource(model, toml_file=file)),
+        ("environment", EnvSettingsSource(model, env_ignore_empty=True)),
+        (".env", _OwnNamesInDotEnv(model, env_file=ENV_FILE, env_ignore_empty=True)),
+        (str(file), _WithoutEmpty(model, toml_file=file)),
     ]
 
 
@@ -113,6 +113,17 @@ class _OwnNamesInDotEnv(DotEnvSettingsSource):
         return {name: value for name, value in super().__call__().items() if name in ours or name.upper() in ours}
 
 
+class _WithoutEmpty(TomlConfigSettingsSource):
+    """`batch_size = ""` means unset, as in the environment."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _filled(super().__call__())
+
+
+def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _filled(v) if isinstance(v, Mapping) else v for k, v in content.items() if v != ""}
+
+
 def load() -> Settings:
     """The settings of this folder and environment; UsageError names an unknown or wrong one and where it stands."""
     _check_names()
@@ -121,8 +132,9 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        where = f" (from {_source_of(name)})" if _source_of(name) != "default" else ""
-        raise UsageError(f"Setting {name}{where}: {first['msg']}.", hint="`slmx config show` lists all.") from None
+        place = _source_of(name)
+        hint = f"Correct it in {'the environment' if place == 'environment' else place}, or take it out."
+        raise UsageError(f"Setting {name} (from {place}): {first['msg']}.", hint=hint) from None
 
 
 def load_with_hub_token() -> Settings:
@@ -201,8 +213,8 @@ def _check_names() -> None:
 
 def _unknown(name: str, place: str, known: set[str]) -> UsageError:
     near = nearest(name, known)
-    said = f'Did you mean "{near}"? ' if near else ""
-    return UsageError(f'Unknown setting "{name}" in {place}.', hint=f"{said}`slmx config show` lists all.")
+    said = f'Did you mean "{near}"?' if near else f"Known: {', '.join(sorted(known))}."
+    return UsageError(f'Unknown setting "{name}" in {place}.', hint=said)
 
 
 def _dotenv_names() -> list[str]:

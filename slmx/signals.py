@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -28,8 +28,10 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(say: Callable[[str], None] = lambda _text: None) -> Iterator[Stop]:
     """Take Ctrl-C and SIGTERM as a request for the length of a block; a second Ctrl-C interrupts at once.
+
+    `say` is told when the request comes, since what is at hand may take a while.
 
     In a thread other than the main one signals cannot be taken, and `asked` stays false.
     """
@@ -39,6 +41,7 @@ def stopping() -> Iterator[Stop]:
         if stop.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.signal = number
+        say("Stopping at the next safe place; Ctrl-C again stops at once.")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -47,3 +47,19 @@ def test_the_demo_again_reads_what_is_there(empty_folder: Path, monkeypatch: pyt
     assert len(journals) == 3
     assert run(["demo", "-q"]) == 0
     assert {p: p.stat().st_mtime_ns for p in empty_folder.rglob("predictions.jsonl")} == journals
+
+
+def test_the_demo_writes_into_no_folder_of_somebody_else(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("slmx.models.encoders.find_encoder", lambda model, package="": None)
+    theirs = empty_folder / "theirs"
+    theirs.mkdir()
+    (theirs / "nq_full_dataset.json").write_text("[]")
+    assert run(["demo", "-q", "--out", "theirs"]) == 4
+    assert "slmx demo --out theirs/slmx-demo" in capsys.readouterr().err
+    assert [(p.name, p.read_text()) for p in theirs.iterdir()] == [("nq_full_dataset.json", "[]")]
+    assert run(["demo", "-q", "--out", "theirs/nq_full_dataset.json"]) == 4
+    (empty_folder / "fresh").mkdir()
+    assert run(["demo", "-q", "--out", "fresh"]) == 0
+    assert (empty_folder / "fresh" / "demo.json").is_file()

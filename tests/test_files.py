@@ -107,3 +107,67 @@ def test_a_slug_is_one_segment(name: str) -> None:
     assert "/" not in made
     assert made not in (".", "..")
     assert files.slug(made) == made
+
+
+# ------------------------------------------------------------------------------------------------------- whole folders
+
+
+def made_folder(path: Path, content: str = "new", **options: bool) -> None:
+    with files.whole_folder(path, marker="own.json", **options) as made:
+        (made / "own.json").write_text(content)
+
+
+def test_a_folder_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a"
+    made_folder(path)
+    with pytest.raises(ZeroDivisionError), files.whole_folder(path, marker="own.json", overwrite=True) as made:
+        (made / "own.json").write_text("half")
+        raise ZeroDivisionError
+    assert (path / "own.json").read_text() == "new"
+    made_folder(path, "newer", overwrite=True)
+    assert (path / "own.json").read_text() == "newer"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_only_when_asked_and_only_when_it_is_one_of_the_kind(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    made_folder(path)
+    with pytest.raises(RefusedError, match="--overwrite"):
+        made_folder(path)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    made_folder(theirs, overwrite=True)  # it was empty
+    (theirs / "own.json").rename(theirs / "thesis.txt")
+    (tmp_path / "file").write_text("theirs")
+    for place in (theirs, tmp_path / "file"):
+        for overwrite in (True, False):
+            with pytest.raises(RefusedError, match=r"holds no own\.json") as error:
+                made_folder(place, overwrite=overwrite)
+            assert error.value.code == 4
+    assert (theirs / "thesis.txt").read_text() == "new"
+    assert (tmp_path / "file").read_text() == "theirs"
+
+
+def test_what_came_to_the_place_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for overwrite in (False, True):
+        with pytest.raises(RefusedError), files.whole_folder(path, marker="own.json", overwrite=overwrite):
+            path.mkdir(exist_ok=True)
+            (path / "thesis.txt").write_text("theirs")
+        assert [p.name for p in tmp_path.rglob("*")] == ["a", "thesis.txt"]
+        (path / "thesis.txt").unlink()
+        path.rmdir()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    made_folder(tmp_path / "a")
+    (tmp_path / "link").symlink_to("a")
+    made_folder(tmp_path / "link", "newer", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a" / "own.json").read_text() == "newer"
+
+
+def test_a_folder_is_as_public_as_any_other(tmp_path: Path) -> None:
+    made_folder(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -6,7 +6,7 @@ import pytest
 
 from slmx import presets
 from slmx.errors import UsageError
-from slmx.presets import ModelPreset, ModePreset, RetrieverPreset
+from slmx.presets import DatasetPreset, ModelPreset, ModePreset, RetrieverPreset
 from slmx.registry import Registry
 
 
@@ -49,6 +49,14 @@ def test_old_names_of_models_still_work(typed: str, name: str) -> None:
     assert presets.get(ModelPreset, typed)[0] == name
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("rag_nq", "nq"), ("local_nq", "nq"), ("local_simple_qa", "simple-qa"), ("simple_qa", "simple-qa")],
+)
+def test_old_names_of_datasets_still_work(typed: str, name: str) -> None:
+    assert presets.get(DatasetPreset, typed)[0] == name
+
+
 def test_the_old_names_of_modes_still_work() -> None:
     assert [presets.get(ModePreset, n)[0] for n in ("none", "oracle", "retriever")] == [
         "no_context",
@@ -62,6 +70,18 @@ def test_own_presets_add_to_the_built_in_ones_and_win(empty_folder: Path) -> Non
     Path("presets/retrievers.yaml").write_text("mine: {retriever: bm25, k1: 0.9}\nbm25: {retriever: bm25, k1: 2.0}\n")
     assert presets.get(RetrieverPreset, "mine")[1].k1 == 0.9
     assert presets.get(RetrieverPreset, "bm25")[1].k1 == 2.0
+    assert presets.get(RetrieverPreset, "hybrid")[1].parts == ("bm25", "dense")
+
+
+def test_presets_of_the_home_folder_win_over_the_built_in_ones_and_lose_to_those_here(empty_folder: Path) -> None:
+    home = empty_folder / ".config" / "slmx" / "presets"
+    home.mkdir(parents=True)
+    (home / "retrievers.yaml").write_text("bm25: {retriever: bm25, k1: 0.5}\nathome: {retriever: bm25, k1: 0.6}\n")
+    assert presets.get(RetrieverPreset, "bm25")[1].k1 == 0.5
+    Path("presets").mkdir()
+    Path("presets/retrievers.yaml").write_text("bm25: {retriever: bm25, k1: 2.0}\n")
+    assert presets.get(RetrieverPreset, "bm25")[1].k1 == 2.0
+    assert presets.get(RetrieverPreset, "athome")[1].k1 == 0.6
     assert presets.get(RetrieverPreset, "hybrid")[1].parts == ("bm25", "dense")
 
 

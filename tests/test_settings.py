@@ -114,6 +114,23 @@ def test_the_example_of_an_environment_is_up_to_date() -> None:
     assert (REPOSITORY / ".env.example").read_text() == dotenv_text()
 
 
+@pytest.mark.parametrize("source", ["environment", ".env", "slmx.toml"])
+def test_an_empty_value_means_unset(source: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source == "environment":
+        monkeypatch.setenv("SLMX_EVAL__BATCH_SIZE", "")
+    elif source == ".env":
+        Path(".env").write_text("SLMX_EVAL__BATCH_SIZE=\n")
+    else:
+        Path("slmx.toml").write_text('[eval]\nbatch_size = ""\n')
+    assert value_and_source("eval.batch_size") == ("", "default")
+
+
+def test_every_line_of_the_written_dotenv_loads_when_it_is_uncommented(empty_folder: Path) -> None:
+    lines = [line.removeprefix("# ") if "=" in line else line for line in dotenv_text().splitlines()]
+    Path(".env").write_text("\n".join(lines))
+    assert settings.load().eval.k == 5
+
+
 def test_another_file_is_read_when_it_is_named(
     empty_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,3 +140,4 @@ def test_another_file_is_read_when_it_is_named(
     shown = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
     assert (shown["seed"]["value"], shown["seed"]["source"]) == ("3", "mine.toml")
     assert run(["--config", "absent.toml", "config", "show"]) == 2
+    assert run(["config", "show", "--config"]) == 2

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from slmx.data.beir import absent
+from slmx.data.beir import absent, read_queries
 from slmx.data.datasets import Dataset, locate, open_dataset
 from slmx.data.passages import Counts, Held
 from slmx.errors import SlmxError, UsageError
@@ -93,7 +93,7 @@ def _one(name: str, data_dir: Path, cache_dir: Path, listen: Listener) -> list[L
     report = _Report(name)
     try:
         dataset = open_dataset(name, data_dir=data_dir, cache_dir=cache_dir, listen=listen)
-        questions = dataset.questions()
+        questions = list(read_queries(dataset.folder)) if dataset.has_questions else []  # ids twice are a line below
         form = dataset.stored.format if dataset.stored else "beir"
         report.say("ok", "readable", f"{dataset.path} ({form})")
         if dataset.stored is not None:

@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 app = Group("data", "Sources in, records and training files out.")
 
 
-def _datasets(incomplete: str) -> list[tuple[str, str]]:
-    from slmx import presets
-
-    return [(name, p.about) for name, p in presets.load("datasets").items() if name.startswith(incomplete)]
-
-
+_datasets = options.preset_names("datasets")
 Format = Annotated[
     str,
     typer.Option(
@@ -66,7 +61,7 @@ def convert(
 
     Bad rows are named in FILE.errors.jsonl. Exit code 3: rows were left out; more than 5 % fail.
 
-    Example: slmx data convert NQ-open.dev.merged.jsonl --to nq_full_dataset.json --split 0.8
+    Example: `slmx data convert NQ-open.dev.merged.jsonl --to nq_full_dataset.json --split 0.8`
     """
     from slmx import console, settings
     from slmx.data.convert import convert as work
@@ -112,8 +107,7 @@ def merge_nq(
 ) -> None:
     """Join NQ-open with simplified NQ in one pass. Exit code 3: a question has no document.
 
-    Example: slmx data merge-nq --open NQ-open.dev.jsonl --simplified v1.0-simplified.jsonl.gz
-    --to NQ-open.dev.merged.jsonl
+    Example: `slmx data merge-nq --open NQ-open.dev.jsonl --simplified nq-dev.jsonl.gz --to NQ-open.dev.merged.jsonl`
     """
     from slmx import console
     from slmx.data.merge_nq import merge_nq as work
@@ -157,7 +151,7 @@ def check(
 ) -> None:
     """Is a dataset readable and sound? Exit code 1 when something fails.
 
-    Example: slmx data check nq scifact
+    Example: `slmx data check nq scifact`
     """
     from slmx import console, settings
     from slmx.data.check import check as work
@@ -182,7 +176,7 @@ def _render_checked(result: Checked) -> RenderableType:
 def describe(name: Named, format: Format = "auto", data_dir: options.DataDir = None) -> None:
     """Counts, lengths in words, where answers stand, topics and languages of a dataset.
 
-    Example: slmx data describe simple-qa
+    Example: `slmx data describe simple-qa`
     """
     from slmx import console, settings
     from slmx.data.describe import describe as work
@@ -232,13 +226,14 @@ def passages(
     to: Annotated[Path, typer.Option("--to", help="The folder to write.")],
     words: options.Words = None,
     overlap: options.Overlap = None,
+    strict: Strict = False,
     allow_errors: AllowErrors = False,
     data_dir: options.DataDir = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Cut documents into passages with gold marks and write them as a BEIR folder.
 
-    Example: slmx data passages nq --to data/passages/nq --words 100
+    Example: `slmx data passages nq --to data/passages/nq --words 100`
     """
     from slmx import console, settings
     from slmx.data.datasets import locate
@@ -253,6 +248,7 @@ def passages(
             name=own,
             words=loaded.passages.words if words is None else words,
             overlap=loaded.passages.overlap if overlap is None else overlap,
+            strict=strict,
             allow_errors=allow_errors,
             overwrite=overwrite,
             listen=listen,

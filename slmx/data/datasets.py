@@ -12,6 +12,7 @@ there is a hash of the source's content, the parameters and the code that cuts, 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,9 @@ import msgspec
 
 from slmx import files
 from slmx.data import beir, sources
-from slmx.data.passages import Stored, build, check_sizes, code_version
-from slmx.errors import SlmxError, UsageError
-from slmx.events import Listener, Notice, nobody
+from slmx.data.passages import MARKER, Stored, build, check_sizes, code_version
+from slmx.errors import RefusedError, SlmxError, UsageError
+from slmx.events import Listener, Notice, Progress, nobody
 from slmx.presets import DatasetPreset, find, load
 from slmx.records import Passage, Question
 from slmx.registry import nearest
@@ -49,15 +50,32 @@ class Dataset:
     simple_qa: bool = False
 
     def questions(self) -> list[Question]:
-        """Every question in the source's order. Those of a foreign BEIR folder have no answers and no gold marks."""
-        if not (self.folder / "queries.jsonl").is_file():
+        """Every question in the source's order. Those of a foreign BEIR folder have no answers and no gold marks.
+
+        Raises:
+            SlmxError: two questions have one id, so that scores and answers could not be told apart.
+        """
+        if not self.has_questions:
             return []
-        return list(beir.read_queries(self.folder))
+        questions = list(beir.read_queries(self.folder))
+        twice = [own for own, times in Counter(q.question_id for q in questions).items() if times > 1]
+        if twice:
+            named = ", ".join(twice[:3]) + (", …" if len(twice) > 3 else "")
+            raise SlmxError(
+                f"{self.folder / 'queries.jsonl'}: {len(twice)} ids stand at more than one question: {named}.",
+                hint="Give every question an `_id` of its own, in the qrels too.",
+            )
+        return questions
 
     def passages(self) -> Iterator[Passage]:
         """Every passage in the source's order, streamed; nothing where there is no corpus."""
         if self.has_passages:
             yield from beir.read_corpus(self.folder)
+
+    @property
+    def has_questions(self) -> bool:
+        """Are there questions?"""
+        return (self.folder / "queries.jsonl").is_file()
 
     @property
     def has_passages(self) -> bool:
@@ -79,13 +97,12 @@ class Dataset:
     @cached_property
     def stored(self) -> Stored | None:
         """What slmx wrote down when it made the folder; None for a foreign one."""
-        path = self.folder / "dataset.json"
-        if not path.is_file():
-            return None
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Stored)
-        except msgspec.DecodeError as error:
-            raise SlmxError(f"{path} cannot be read: {error}.", hint="Make the folder again.") from None
+        return _stored(self.folder)
+
+    @property
+    def left_out(self) -> int:
+        """How many rows of the source could not be used: no score of this dataset counts them."""
+        return self.stored.counts.left_out if self.stored is not None else 0
 
     @cached_property
     def corpus_hash(self) -> str:
@@ -106,6 +123,16 @@ class Dataset:
         return files.hash_file(path)
 
 
+def _stored(folder: Path) -> Stored | None:
+    path = folder / MARKER
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Stored)
+    except msgspec.DecodeError as error:
+        raise SlmxError(f"{path} cannot be read: {error}.", hint="Make the folder again.") from None
+
+
 def _inside_cache(folder: Path) -> bool:
     """Folders in the cache are named by content and nobody edits them; any other folder may have been edited."""
     return folder.parent.name == "datasets" and len(folder.name) == 64
@@ -123,7 +150,8 @@ def open_dataset(
     """A dataset by preset, alias, file of any accepted form, BEIR folder, or the name of a BEIR set.
 
     Passages of a source that is no BEIR folder are cut at need (`words`, `overlap`) and kept in
-    `cache_dir/datasets/`. A source without documents gives a dataset without passages.
+    `cache_dir/datasets/`. A source without documents gives a dataset without passages. Bad rows of the source are told
+    of each time, not only when it is cut.
 
     Raises:
         UsageError: nothing goes by this name; the nearest one is named, or where to put the files.
@@ -132,14 +160,32 @@ def open_dataset(
     check_sizes(words, overlap)
     name, path, simple_qa = locate(name_or_path, data_dir)
     form = sources.detect(path)
-    if form == "beir":
-        return Dataset(name, path, path, simple_qa)
-    listen(Notice(f"Reading {path} ({form})."))
-    key = files.hash_value([sources.hash_source(path, form), form, words, overlap, code_version()])
-    folder = cache_dir / "datasets" / key
-    if not (folder / "dataset.json").is_file():
-        build(path, folder, name=name, format=form, words=words, overlap=overlap, listen=listen)
-    return Dataset(name, path, folder, simple_qa or form.startswith("simple-qa"))
+    folder = path
+    if form != "beir":
+        listen(Notice(f"Reading {path} ({form})."))
+        key = files.hash_value([sources.hash_source(path, form), form, words, overlap, code_version()])
+        folder = cache_dir / "datasets" / key
+        if not (folder / MARKER).is_file():
+            _fill(folder, path, name, form, words, overlap, listen)
+    stored = _stored(folder)
+    if stored is not None:
+        stored.warn(folder, listen)
+        simple_qa = simple_qa or stored.format.startswith("simple-qa")
+    return Dataset(name, path, folder, simple_qa)
+
+
+def _fill(folder: Path, path: Path, name: str, form: str, words: int, overlap: int, listen: Listener) -> None:
+    """Build a folder of the cache; whoever opens it warns of bad rows, so that this is not said twice."""
+
+    def progress(event: Progress | Notice) -> None:
+        if isinstance(event, Progress):
+            listen(event)
+
+    try:
+        build(path, folder, name=name, format=form, words=words, overlap=overlap, listen=progress)
+    except RefusedError:  # another process was faster, and its folder has the same content
+        if not (folder / MARKER).is_file():
+            raise
 
 
 def locate(name_or_path: str, data_dir: Path) -> tuple[str, Path, bool]:

@@ -8,8 +8,6 @@ that the documents that questions share are written once.
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import sha256
@@ -22,11 +20,12 @@ from slmx import files
 from slmx.data import sources
 from slmx.data.clean import Cleaned, clean
 from slmx.data.sources import BadRow, BadRows, Item, Span
-from slmx.errors import PartlyDone, RefusedError, UsageError
+from slmx.errors import PartlyDone, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.records import Document, Gold, Passage, Question, Record
 from slmx.text import WordText, normaliser_for, sentences
 
+MARKER = "dataset.json"  # every folder that slmx wrote has it, and only such a folder is replaced
 LONGEST = 1.5  # a passage may be this many times as long as asked for, rather than cut a sentence
 
 
@@ -253,6 +252,13 @@ class Stored(Record, frozen=True):
             said = f"{self.counts.left_out} rows of {self.source} were left out."
             raise PartlyDone(said, hint=f"See {folder / 'errors.jsonl'}.")
 
+    def warn(self, folder: Path, listen: Listener) -> None:
+        """Tell how many rows were left out or kept with a warning, if any, and where they are named."""
+        left_out, warned = self.counts.left_out, self.counts.warned
+        if left_out or warned:
+            said = f"{self.source}: {left_out} rows left out, {warned} kept with a warning"
+            listen(Notice(f"{said}; see {folder / 'errors.jsonl'}.", "warning"))
+
 
 class _Folder:
     """The open files of a folder that is being written, and what is known of its content so far."""
@@ -285,15 +291,24 @@ class _Folder:
         self.passages += 1
 
     def question(self, question: Question) -> None:
-        """Append a question and its relevance marks; a second one with the same id gets "-2" behind it."""
-        times = self._ids[question.question_id] = self._ids.get(question.question_id, 0) + 1
-        own = question.question_id if times == 1 else f"{question.question_id}-{times}"
+        """Append a question and its relevance marks; where its id is taken it gets "-2" or more behind it."""
+        own = self._free(question.question_id)
         metadata = {"answers": question.answers, "gold": question.gold, "source": question.metadata}
         self._put("queries", {"_id": own, "text": question.question, "metadata": metadata})
         gold = question.gold.at("long")
         self._qrels.writelines(f"{own}\t{passage_id}\t1\n".encode() for passage_id in gold)
         self.questions += 1
         self.with_gold += bool(gold)
+
+    def _free(self, wanted: str) -> str:
+        """The id itself, or with the first number behind it that gives one which no question has yet."""
+        own, number = wanted, self._ids.get(wanted, 1)
+        while own in self._ids:
+            number += 1
+            own = f"{wanted}-{number}"
+        self._ids[wanted] = number  # the next one with this id goes on from here
+        self._ids.setdefault(own, 1)
+        return own
 
     def error(self, row: BadRow) -> None:
         """Append a bad row."""
@@ -331,6 +346,7 @@ def build(
     format: str = "auto",
     words: int = 100,
     overlap: int = 0,
+    strict: bool = False,
     allow_errors: bool = False,
     overwrite: bool = False,
     listen: Listener = nobody,
@@ -341,17 +357,14 @@ def build(
     `dataset.json`, and `errors.jsonl` when rows were bad. Memory does not grow with the rows but for their ids.
 
     Raises:
-        SlmxError: more than one row in twenty is bad and `allow_errors` is false.
-        RefusedError: `to` exists and `overwrite` is false.
+        SlmxError: more than one row in twenty is bad and `allow_errors` is false, or a row is and `strict` is true.
+        RefusedError: `to` exists and `overwrite` is false, or it is a folder that slmx did not write.
     """
     check_sizes(words, overlap)
-    if to.exists() and not overwrite:
-        raise RefusedError(f"{to} exists.", hint="Give --overwrite to replace it, or another name.")
     form = sources.detect(source) if format == "auto" else format
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".part", dir=to.parent))
-    try:
-        counts, hashes = _write(source, form, temporary, words, overlap, allow_errors, listen)
+    with files.whole_folder(to, marker=MARKER, overwrite=overwrite) as made:
+        bad = BadRows(strict=strict, allow=allow_errors)
+        counts, hashes = _write(source, form, made, words, overlap, bad, listen)
         stored = Stored(
             name=name or source.name,
             source=source.name,
@@ -363,21 +376,14 @@ def build(
             corpus_hash=hashes["corpus"],
             queries_hash=hashes["queries"],
         )
-        files.write_json(temporary / "dataset.json", msgspec.to_builtins(stored))
-        temporary.chmod(0o755)
-        _move(temporary, to)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if counts.left_out or counts.warned:
-        said = f"{source.name}: {counts.left_out} rows left out, {counts.warned} kept with a warning"
-        listen(Notice(f"{said}; see {to / 'errors.jsonl'}.", "warning"))
+        files.write_json(made / MARKER, msgspec.to_builtins(stored))
+    stored.warn(to, listen)
     return stored
 
 
 def _write(
-    source: Path, form: str, folder: Path, words: int, overlap: int, allow_errors: bool, listen: Listener
+    source: Path, form: str, folder: Path, words: int, overlap: int, bad: BadRows, listen: Listener
 ) -> tuple[Counts, dict[str, str]]:
-    bad = BadRows(allow=allow_errors)
     with ExitStack() as stack:
         out = _Folder(folder, stack)
         for row in sources.read(source, form):
@@ -388,7 +394,12 @@ def _write(
                 _add(out, row, words, overlap)
             if bad.seen % 100 == 0:
                 listen(Progress(f"Passages of {source.name}", bad.seen, unit="questions"))
-    bad.judge(source, f"`slmx data convert {source} --to FILE` names all.")
+    bad.judge(
+        source,
+        f"`slmx data convert {source} --to FILE` names all.",
+        go_on=f"`slmx data passages {source} --to FOLDER --allow-errors` goes on without them; "
+        "then give FOLDER as the dataset.",
+    )
     listen(Progress(f"Passages of {source.name}", bad.seen, bad.seen, unit="questions"))
     for name, kept in (("corpus.jsonl", out.passages), ("errors.jsonl", bad.left_out + bad.warned)):
         if not kept:
@@ -402,21 +413,6 @@ def _write(
         warned=bad.warned,
     )
     return counts, {which: made.hexdigest() for which, made in out.hashes.items()}
-
-
-def _move(temporary: Path, to: Path) -> None:
-    """Rename the finished folder; what stood there before is gone only after the new one has its name."""
-    if to.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".old", dir=to.parent))
-        to.replace(old)
-        temporary.replace(to)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        try:
-            temporary.replace(to)
-        except OSError:  # somebody else finished the same folder first: theirs is as good
-            if not to.is_dir():
-                raise
 
 
 _READERS = ("nq", "lost_in_the_middle", "simple_qa", "qa_pairs", "flashrag", "beir")

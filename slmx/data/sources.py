@@ -219,17 +219,17 @@ class BadRows:
             self.seen += 1
             self.left_out += 1
 
-    def judge(self, path: Path, see: str) -> None:
+    def judge(self, path: Path, see: str, *, go_on: str = "--allow-errors goes on without them.") -> None:
         """SlmxError when nothing can be used, or more than one row in twenty was left out and that is not allowed.
 
-        `see` is a sentence that says where all bad rows are named.
+        `see` is a sentence that says where all bad rows are named; `go_on` one that says how to go on without them.
         """
         useless = 0 < self.left_out == self.seen
         if not useless and (self.allow or self.left_out <= self.LIMIT * self.seen):
             return
         first = self._first_left_out
         said = f"The first: line {first.line}, {first.field}: {first.reason}. {see}" if first else see
-        hint = said if useless else f"{said} --allow-errors goes on without them."
+        hint = said if useless else f"{said} {go_on}"
         raise SlmxError(f"{self.left_out} of {self.seen} rows of {path} cannot be used.", hint=hint)
 
 

@@ -14,16 +14,16 @@ import msgspec
 
 from slmx import __version__
 from slmx.eval import prompts
-from slmx.eval.journal import Journal, open_journal, read_predictions
+from slmx.eval.journal import NAME as JOURNAL, Journal, locked, open_journal, read_predictions
 from slmx.eval.machine import machine, versions
 from slmx.eval.metrics import METRICS
 from slmx.eval.plan import Cell, mode_preset
 from slmx.eval.results import metric_names, predictions_record, results_record, score_all
-from slmx.eval.runlog import run_log
+from slmx.eval.runlog import Told, run_log
 from slmx.events import Listener, Notice, Progress
 from slmx.files import hash_value, read_json, write_json
 from slmx.models.generators import Generator
-from slmx.records import Completion, GoldLevel, Passage, Prediction, Question, Record, Request
+from slmx.records import Completion, Passage, Prediction, Question, Record, Request
 from slmx.retrieve.metrics import answer_coverage_at_k, evaluate_rankings
 from slmx.signals import Stop
 from slmx.text import normaliser_for
@@ -37,6 +37,7 @@ FORMAT = 1  # of run.json and the journal; raised when an old run could not be c
 class CellWork:
     """What a cell is to do. `configuration` holds hashes alone: what the answers depend on, beside model and template.
 
+    `options` are those of the command, for the record; `dataset_facts` counts what the questions were chosen from.
     `contexts` are the passages of each question, best first; `gold_known` tells that their ids are those of the
     questions' gold passages, so that retrieval metrics mean something.
     """
@@ -47,7 +48,9 @@ class CellWork:
     contexts: Sequence[Sequence[Passage]]
     gold_known: bool
     configuration: Mapping[str, Any]
-    oracle: GoldLevel
+    options: Mapping[str, Any]
+    dataset_facts: Mapping[str, int]
+    history: Sequence[Told]
     batch_size: int | None
     metrics_preset: str
     vocabulary: Path | None
@@ -80,12 +83,16 @@ class Session(Record, frozen=True, omit_defaults=False):
 
 
 class RunFile(Record, frozen=True, omit_defaults=False):
-    """The content of run.json: what was run, on what, and the plan of batches that a resume must repeat."""
+    """The content of run.json: what was run, on what, and the plan of batches that a resume must repeat.
+
+    `configuration` is what the answers depend on, by content, and `identity` its hash; `options` is what was asked for.
+    """
 
     format: int
     slmx: str
     identity: str
     configuration: dict[str, Any]
+    options: dict[str, Any]
     batches: list[list[int]]
     versions: dict[str, str]
     machine: dict[str, Any]
@@ -105,14 +112,15 @@ def run_cell(work: CellWork, generator: Generator, *, stop: Stop, listen: Listen
     configuration = _configuration(work, generator)
     identity = hash_value(configuration)
     folder = _own_folder(work, identity)
-    if not work.overwrite and (run_file := _read_run_file(folder)) is not None and run_file.finished:
+    if not work.overwrite and (run_file := read_run_file(folder)) is not None and run_file.finished:
         listen(Notice(f"{folder} is finished; --overwrite runs it again."))
         return CellRun(cell=work.cell, folder=str(folder), results=_known(work, folder, run_file), had_finished=True)
     requests = _requests(work, generator)
     if work.overwrite:  # not before the prompts are built: what cannot run must not cost the old results
-        shutil.rmtree(folder, ignore_errors=True)
+        with locked(folder):
+            shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with run_log(folder / "run.log", listen) as told, work.memory.fresh().sampling() as memory:
+    with run_log(folder / "run.log", listen, work.history) as told, work.memory.fresh().sampling() as memory:
         run_file = _start(folder, work, generator, requests, configuration, identity)
         planned = [[requests[i].question.question_id for i in batch] for batch in run_file.batches]
         with open_journal(folder, planned) as journal:
@@ -136,31 +144,38 @@ def _configuration(work: CellWork, generator: Generator) -> dict[str, Any]:
 
 
 def _own_folder(work: CellWork, identity: str) -> Path:
-    """The cell's folder, or, where another configuration lives there, the same name with a short hash at the end."""
-    there = _read_run_file(work.folder)
-    taken = work.folder.is_dir() and any(work.folder.iterdir()) and (there is None or there.identity != identity)
-    if taken and not work.overwrite:
-        return work.folder.with_name(f"{work.folder.name}-{identity[:8]}")
-    return work.folder
+    """The cell's folder, or, where another configuration lives there, the same name with a short hash at the end.
+
+    A folder that a kill left before its run.json was written is nobody's. `--overwrite` replaces this configuration's
+    own results wherever they are, and another one's only where this one has none.
+    """
+    there = read_run_file(work.folder)
+    apart = work.folder.with_name(f"{work.folder.name}-{identity[:8]}")
+    if there is not None and there.identity == identity:
+        return work.folder
+    taken = any((work.folder / name).exists() for name in (RUN_FILE, JOURNAL, "results.json", "predictions.json"))
+    return apart if taken and (apart.exists() or not work.overwrite) else work.folder
 
 
-def _read_run_file(folder: Path) -> RunFile | None:
+def read_run_file(folder: Path) -> RunFile | None:
+    """The run file of a cell's folder; None where there is none, or one of another version of slmx."""
     if not (folder / RUN_FILE).is_file():
         return None
     try:
         return msgspec.convert(read_json(folder / RUN_FILE), RunFile)
-    except msgspec.ValidationError:  # written by another version of slmx: somebody's results, left alone
+    except msgspec.ValidationError:
         return None
 
 
 def _known(work: CellWork, folder: Path, run_file: RunFile) -> dict[str, Any]:
-    """The results of a finished cell; metrics that were not asked for then are computed from its journal."""
-    results: dict[str, Any] = read_json(folder / "results.json")
-    names = metric_names(work.metrics_preset, simple_qa=work.simple_qa)
+    """The results of a finished cell; metrics that were not asked for then are added from its journal."""
+    path = folder / "results.json"
+    results: dict[str, Any] = read_json(path) if path.is_file() else {}
     stored = results.get("metric_versions", {})
+    names = metric_names(work.metrics_preset, simple_qa=work.simple_qa)
     if all(stored.get(name) == METRICS[name].version for name in names):
         return results
-    return _derive(work, folder, run_file)
+    return _derive(work, folder, run_file, [name for name in stored if name in METRICS])
 
 
 def _requests(work: CellWork, generator: Generator) -> list[Request]:
@@ -179,17 +194,19 @@ def _start(
     identity: str,
 ) -> RunFile:
     """The run file of an interrupted run, or a new one with its plan of batches."""
-    there = _read_run_file(folder)
+    there = read_run_file(folder)
     if there is not None:
         return there
+    used = generator.describe()
     run_file = RunFile(
         format=FORMAT,
         slmx=__version__,
         identity=identity,
         configuration=configuration,
+        options=dict(work.options),
         batches=generator.plan(requests, work.batch_size),
         versions=versions(),
-        machine=machine(),
+        machine=machine(used.get("device", "auto"), used.get("dtype", "auto")),
         created=_now(),
     )
     write_json(folder / RUN_FILE, run_file)
@@ -284,7 +301,7 @@ def _retrieval(
     """Is an answer in what was retrieved, and how do the gold passages rank in it? Before anything was cut."""
     texts = [f"{passage.title}\n{passage.text}" for passage in passages]
     covered = answer_coverage_at_k(texts, question.answers, normaliser, [max(len(texts), 1)])
-    numbers: dict[str, float | None] = {"answer_coverage": next(iter(covered.values()))}
+    numbers: dict[str, float | None] = {"answer_coverage": next(iter(covered.values())) if question.answers else None}
     if work.cell.context == "retrieved" and work.gold_known:
         k = work.cell.k
         gold = question.gold.at("long")
@@ -307,13 +324,13 @@ def _finish(work: CellWork, generator: Generator, folder: Path, run_file: RunFil
     return results
 
 
-def _derive(work: CellWork, folder: Path, run_file: RunFile) -> dict[str, Any]:
-    """results.json and predictions.json from the journal, with the metrics asked for; no model is needed."""
+def _derive(work: CellWork, folder: Path, run_file: RunFile, also: Sequence[str] = ()) -> dict[str, Any]:
+    """results.json and predictions.json from the journal, with the metrics asked for and others; no model is needed."""
     by_id = read_predictions(folder)
     predictions = [by_id[question.question_id] for question in work.questions]
-    names = metric_names(work.metrics_preset, simple_qa=work.simple_qa)
+    names = tuple(dict.fromkeys((*metric_names(work.metrics_preset, simple_qa=work.simple_qa), *also)))
     rows = score_all(predictions, names, vocabulary=work.vocabulary)
-    results = results_record(predictions, rows, seed=work.seed, cost=run_file.cost)
+    results = results_record(predictions, rows, seed=work.seed, cost=run_file.cost, dataset=work.dataset_facts)
     write_json(folder / "predictions.json", predictions_record(predictions, rows))
     write_json(folder / "results.json", results)
     return results

@@ -147,9 +147,10 @@ def run(
         console.result(planned.plan, report_table.render_plan)
         return
     console.show(report_table.render_plan(planned.plan))
-    with stopping() as stop, console.listening() as listen:
+    with stopping(console.note) as stop, console.listening() as listen:
         report = run_plan(planned, stop=stop, listen=listen)
     console.result(report, report_table.render_report)
+    report.check()
 
 
 @app.command("retrieval")

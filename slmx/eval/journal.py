@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -34,14 +35,7 @@ class Journal:
         """`batches` are the question ids of each batch of the plan. Use `open_journal`."""
         self.path = path
         self._batches = [list(batch) for batch in batches]
-        self._stream = path.open("ab")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._stream.close()
-            raise RefusedError(
-                f"Another process is writing {path}.", hint="Wait for it to end, or give this run another --name."
-            ) from None
+        self._stream = _open_locked(path)
         self.done = self._recover()
 
     def _recover(self) -> int:
@@ -97,6 +91,32 @@ def open_journal(folder: Path, batches: Sequence[Sequence[str]]) -> Iterator[Jou
         yield journal
     finally:
         journal.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the journal of a cell's folder, if it has one, for the length of a block, so that nobody writes there.
+
+    Raises:
+        RefusedError: another process has it open.
+    """
+    if not (folder / NAME).exists():
+        yield
+        return
+    with _open_locked(folder / NAME):
+        yield
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    stream = path.open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise RefusedError(
+            f"Another process is writing {path}.", hint="Wait for it to end, or give this run another --name."
+        ) from None
+    return stream
 
 
 def read_predictions(folder: Path) -> dict[str, Prediction]:

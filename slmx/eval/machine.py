@@ -24,12 +24,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """The machine; its device and number format too where torch is in use, which is not loaded for this."""
+def machine(device: str = "auto", dtype: str = "auto") -> dict[str, Any]:
+    """The machine; with the device and number format in use where torch is loaded, which is not done for this."""
     if "torch" in sys.modules:
         from slmx.models.device import describe
 
-        return dict(msgspec.to_builtins(describe()))
+        return dict(msgspec.to_builtins(describe(device, dtype)))
     return {
         "cpu": platform.processor() or platform.machine(),
         "cpu_count": psutil.cpu_count() or 0,

@@ -150,7 +150,7 @@ def load_wordpieces(vocabulary: Path | None) -> Tokenizer | BertWordPieceTokeniz
         missing = f"there is no file {vocabulary}" if vocabulary else "none was given"
         raise UsageError(
             f"token_recall@bert needs the vocabulary of bert-base-uncased; {missing}.",
-            hint="Name its vocab.txt or tokenizer.json, or leave this metric out.",
+            hint="--vocabulary FILE names its vocab.txt or tokenizer.json; or leave this metric out.",
         )
     if vocabulary.suffix != ".json":
         return BertWordPieceTokenizer(vocab=str(vocabulary), lowercase=True)

@@ -41,12 +41,12 @@ class Cell(Record, frozen=True):
 
 
 class Plan(Record, frozen=True):
-    """All cells of one command, grouped by model, and the questions they share."""
+    """All cells of one command, grouped by model, and the questions they share: so many `of` the dataset's."""
 
     cells: list[Cell]
     dataset: str
     questions: int
-    sampled: bool
+    of: int
     oracle: GoldLevel
     output_dir: str
 

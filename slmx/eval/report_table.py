@@ -56,11 +56,15 @@ def render_plan(plan: Plan) -> RenderableType:
     """The cells of a plan."""
     from slmx.console import table
 
-    questions = f"{plan.questions} questions" + (" (a seeded sample)" if plan.sampled else "")
+    questions = f"{plan.questions} questions{_sampled(plan)}"
     rows = [[cell.model, cell.mode, cell.retriever, str(cell.k or "")] for cell in plan.cells]
     cells = "1 cell" if len(plan.cells) == 1 else f"{len(plan.cells)} cells"
     title = f"Plan: {cells} on {plan.dataset}, {questions} each, into {plan.output_dir}"
     return table(title, ["model", "mode", "retriever", "k"], rows, left=3)
+
+
+def _sampled(plan: Plan) -> str:
+    return f" (a seeded sample of {plan.of})" if plan.questions < plan.of else ""
 
 
 def render_report(report: RunReport) -> RenderableType:
@@ -69,7 +73,8 @@ def render_report(report: RunReport) -> RenderableType:
     from rich.text import Text
 
     tables = [_table(title, names, report.cells) for title, names in TABLES.items()]
-    told = "Percent, with the seeded 95 % bootstrap interval below; words: mean length of an answer.\n"
+    told = f"{report.plan.questions} questions of {report.plan.dataset}{_sampled(report.plan)}. "
+    told += "Percent, with the seeded 95 % bootstrap interval below; words: mean length of an answer.\n"
     return Group(*(table for table in tables if table is not None), Text(told + _notes(report)))
 
 

@@ -73,7 +73,12 @@ def _plain_means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def results_record(
-    predictions: Sequence[Prediction], rows: Sequence[Row], *, seed: int, cost: Mapping[str, float]
+    predictions: Sequence[Prediction],
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    cost: Mapping[str, float],
+    dataset: Mapping[str, int],
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -82,12 +87,14 @@ def results_record(
         rows: their metrics, from `score_all`.
         seed: of the bootstrap intervals.
         cost: durations, sizes and memory, under the names of results.json.
+        dataset: how many questions there are in all, and how many rows of the source could not be used.
     """
     summaries = aggregate(rows, seed=seed, versions=RETRIEVAL_VERSIONS)
     stops = Counter(str(p.metadata.get("stop", "")) for p in predictions)
     return {
         **{name: summary.mean for name, summary in summaries.items()},
         "num_examples": len(predictions),
+        **dataset,
         "prompt_tokens": sum(p.metadata.get("prompt_tokens", 0) for p in predictions),
         "new_tokens": sum(p.metadata.get("new_tokens", 0) for p in predictions),
         **cost,

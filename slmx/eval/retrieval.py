@@ -156,9 +156,10 @@ def _run_pair(
 ) -> Pair:
     identity = hash_value(configuration)
     known = _read(folder)
-    if not overwrite and folder.is_dir() and any(folder.iterdir()) and not _same(known, identity):
-        folder = folder.with_name(f"{folder.name}-{identity[:8]}")
-        known = _read(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not _same(known, identity):
+        apart = folder.with_name(f"{folder.name}-{identity[:8]}")
+        if apart.exists() or not overwrite:  # another configuration's results are replaced only where this has none
+            folder, known = apart, _read(apart)
     if not overwrite and known is not None and known.identity == identity:
         listen(Notice(f"{folder} is finished; --overwrite runs it again."))
         return Pair(result=known, folder=str(folder), had_finished=True)

@@ -6,23 +6,27 @@ stands in the cell's journal (slmx.eval.journal), so the same command again goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from slmx.data.datasets import Dataset, open_dataset
-from slmx.errors import UsageError
+from slmx.errors import PartlyDone, SlmxError, UsageError
 from slmx.eval.cell import CellRun, CellWork, run_cell
 from slmx.eval.metrics import check_metrics
 from slmx.eval.plan import Cell, Plan, cell_folder, make_cells, sample, sample_size
 from slmx.eval.results import metric_names
-from slmx.events import Listener, Notice, nobody
+from slmx.eval.runlog import Recorder, Told
+from slmx.events import Listener, Notice, Progress, nobody
 from slmx.files import hash_value
 from slmx.models.generators import name_of, open_generator
 from slmx.records import GoldLevel, Passage, Question, Ranking, Record
 from slmx.retrieve.opening import open_retriever
-from slmx.retrieve.retrievers import Retriever
+from slmx.retrieve.retrievers import RETRIEVERS, Retriever, find_passages, find_preset
 from slmx.signals import Stop
 from slmx.track.memory import MemoryLog
 
@@ -59,12 +63,17 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with the dataset and the questions it stands for."""
+    """A plan with the dataset and the questions it stands for.
+
+    `retrievers` are the retrievers asked for, by the names that cells have. `history` is what was told so far.
+    """
 
     options: RunOptions
     plan: Plan
     dataset: Dataset
     questions: list[Question]
+    retrievers: Mapping[str, str]
+    history: list[Told]
 
 
 class RunReport(Record, frozen=True):
@@ -72,6 +81,17 @@ class RunReport(Record, frozen=True):
 
     plan: Plan
     cells: list[CellRun]
+
+    def check(self) -> None:
+        """An engine that failed on questions is no success (exit code 3, or 1 where it failed on all of a cell)."""
+        failed = {run.folder: run.results["failed_generations"] for run in self.cells}
+        named = [f"{folder}: {count}" for folder, count in failed.items() if count]
+        if not named:
+            return
+        hint = "Their errors stand in predictions.json, metadata.error; --overwrite runs the cells again."
+        if any(run.results["failed_generations"] == run.results["num_examples"] for run in self.cells):
+            raise SlmxError(f"No answer could be generated in a cell. Failed: {'; '.join(named)}.", hint=hint)
+        raise PartlyDone(f"Some answers could not be generated and score 0. Failed: {'; '.join(named)}.", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -91,24 +111,27 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
     Raises:
         UsageError: a model, mode, dataset or metric that is not known, no question, or retrieval without a corpus.
     """
+    history: list[Told] = []
+    recorder = Recorder(listen, history.append)
     check_metrics(metric_names(options.metrics_preset, simple_qa=False), vocabulary=options.vocabulary)
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        raise UsageError(f"{options.output_dir} is a file.", hint="--output-dir names the folder where runs go.")
     size = sample_size(options.modes, options.max_samples)
     names = [name_of(model) for model in options.models]
     if len(set(names)) < len(names):
         raise UsageError(f"Two models of this run have the same name: {', '.join(names)}.", hint="Run them one by one.")
-    dataset = open_dataset(
-        options.dataset,
-        data_dir=options.data_dir,
-        cache_dir=options.cache_dir,
-        words=options.words,
-        overlap=options.overlap,
-        listen=listen,
-    )
+    retrievers = {_retriever_name(options, name): name for name in options.retrievers}
+    dataset = _dataset(options, options.dataset, recorder)
     everything = dataset.questions()
     questions = sample(everything, size, options.seed)
     if not questions:
         raise UsageError(f"{options.dataset} holds no questions.", hint="`slmx data describe` tells what it holds.")
-    cells = make_cells(names, dataset.name, options.modes, options.retrievers, options.ks)
+    if not any(question.answers for question in questions):
+        raise UsageError(
+            f"{dataset.name} has questions without answers, so answers cannot be scored.",
+            hint=f"Its relevance marks can: slmx eval retrieval --models bm25 --datasets {options.dataset}",
+        )
+    cells = make_cells(names, dataset.name, options.modes, list(retrievers), options.ks)
     if any(cell.context == "retrieved" for cell in cells) and not dataset.has_passages and not options.corpus:
         raise UsageError(
             f"{dataset.name} has no passages to retrieve from.",
@@ -123,11 +146,30 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
         cells=cells,
         dataset=dataset.name,
         questions=len(questions),
-        sampled=len(questions) < len(everything),
+        of=len(everything),
         oracle=options.oracle,
         output_dir=str(options.output_dir / options.name if options.name else options.output_dir),
     )
-    return Planned(options, plan, dataset, questions)
+    told = ", ".join(cell.folder for cell in cells)
+    recorder.write(f"Plan: {len(cells)} cells, {len(questions)} of {len(everything)} questions each: {told}")
+    return Planned(options, plan, dataset, questions, retrievers, history)
+
+
+def _retriever_name(options: RunOptions, name: str) -> str:
+    """The name of a retriever in cells and folders: the preset's own for an alias, and the reranker's behind it."""
+    own = name if name in RETRIEVERS.names() else find_preset(name)[0]
+    return f"{own}+{Path(options.reranker).name}" if options.reranker else own
+
+
+def _dataset(options: RunOptions, name: str, listen: Listener) -> Dataset:
+    return open_dataset(
+        name,
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
+        words=options.words,
+        overlap=options.overlap,
+        listen=listen,
+    )
 
 
 def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport:
@@ -136,41 +178,40 @@ def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport
     Raises:
         SlmxError: with exit code 130 or 143 when `stop` was asked for, after the batch at hand was saved.
     """
-    options, plan, dataset, questions = planned.options, planned.plan, planned.dataset, planned.questions
+    options, plan = planned.options, planned.plan
     # All are opened before anything is retrieved, so that what is missing is said at once; weights are loaded in turn.
     generators = [open_generator(model, listen=listen, **options.generator) for model in options.models]
+    recorder = Recorder(listen, planned.history.append)
+
+    def watched(event: Progress | Notice) -> None:
+        recorder(event)
+        if stop.asked:
+            raise stop.error("Stopped while retrieving.", hint="The same command again begins anew; vectors are kept.")
+
     with MemoryLog().sampling() as memory:
         memory.mark("system", "experiment_start")
-        found = _retrieve_all(options, plan.cells, dataset, questions, memory, listen)
-    passages = _texts(options, dataset, found, listen)
+        found = _retrieve_all(planned, memory, watched)
+    passages = _texts(planned, found, listen)
     done: list[CellRun] = []
     for generator in generators:
         try:
             for cell in (cell for cell in plan.cells if cell.model == generator.name):
-                work = _work(options, cell, dataset, questions, found, passages, memory)
+                work = _work(planned, cell, found, passages, memory)
                 done.append(run_cell(work, generator, stop=stop, listen=listen))
         finally:
             generator.close()
     return RunReport(plan=plan, cells=done)
 
 
-def _retrieve_all(
-    options: RunOptions,
-    cells: Sequence[Cell],
-    dataset: Dataset,
-    questions: Sequence[Question],
-    memory: MemoryLog,
-    listen: Listener,
-) -> dict[str, Found]:
+def _retrieve_all(planned: Planned, memory: MemoryLog, listen: Listener) -> dict[str, Found]:
     """Rankings of every retriever in the plan, at the largest k, by the retriever's name."""
-    import time
-
+    options, questions = planned.options, planned.questions
     found: dict[str, Found] = {}
-    names = dict.fromkeys(cell.retriever for cell in cells if cell.retriever)
-    for name in names:
+    for name in dict.fromkeys(cell.retriever for cell in planned.plan.cells if cell.retriever):
         begin = time.perf_counter()
-        retriever = _open(options, name, dataset, listen)
-        depth = max(options.ks) if name != "oracle" else max(len(q.gold.at(options.oracle)) for q in questions)
+        oracle = name == "oracle"
+        retriever = _open(planned, name, listen)
+        depth = max(len(q.gold.at(options.oracle)) for q in questions) if oracle else max(options.ks)
         memory.mark("retriever", "before_retrieve")
         rankings = retriever.search(questions, max(depth, 1), listen=listen)
         memory.mark("retriever", "after_retrieve")
@@ -181,62 +222,52 @@ def _retrieve_all(
             fingerprint=retriever.fingerprint(),
             index_bytes=retriever.index_bytes(),
             seconds=seconds,
-            same_corpus=name == "oracle" or not options.corpus,
+            same_corpus=oracle or not options.corpus,
         )
     return found
 
 
-def _corpus(options: RunOptions, dataset: Dataset, listen: Listener) -> Dataset:
-    if not options.corpus:
-        return dataset
-    return open_dataset(
-        options.corpus,
-        data_dir=options.data_dir,
-        cache_dir=options.cache_dir,
-        words=options.words,
-        overlap=options.overlap,
-        listen=listen,
-    )
+def _corpus(planned: Planned, retriever: str, listen: Listener) -> Dataset:
+    """Where a retriever searches; the oracle's passages are always those of the dataset itself."""
+    if retriever == "oracle" or not planned.options.corpus:
+        return planned.dataset
+    return _dataset(planned.options, planned.options.corpus, listen)
 
 
-def _open(options: RunOptions, name: str, dataset: Dataset, listen: Listener) -> Retriever:
-    if name == "oracle":
-        return open_retriever("oracle", dataset, cache_dir=options.cache_dir, oracle=options.oracle, listen=listen)
+def _open(planned: Planned, name: str, listen: Listener) -> Retriever:
+    options = planned.options
     return open_retriever(
-        name,
-        _corpus(options, dataset, listen),
+        planned.retrievers.get(name, name),
+        _corpus(planned, name, listen),
         cache_dir=options.cache_dir,
         device=options.device,
         dtype=options.dtype,
-        reranker=options.reranker or None,
+        reranker=options.reranker or None if name != "oracle" else None,
         language=options.language,
+        oracle=options.oracle,
         listen=listen,
     )
 
 
-def _texts(
-    options: RunOptions, dataset: Dataset, found: Mapping[str, Found], listen: Listener
-) -> dict[tuple[str, str], Passage]:
-    """The passages that were found, by (retriever, id), read in one pass over each corpus."""
+def _texts(planned: Planned, found: Mapping[str, Found], listen: Listener) -> dict[tuple[str, str], Passage]:
+    """The passages that were found, by (retriever, id)."""
     kept: dict[tuple[str, str], Passage] = {}
     for name, one in found.items():
         wanted = {hit.passage_id for ranking in one.rankings.values() for hit in ranking.hits}
-        corpus = dataset if name == "oracle" else _corpus(options, dataset, listen)
-        if wanted:
-            kept.update({(name, p.passage_id): p for p in corpus.passages() if p.passage_id in wanted})
+        passages = find_passages(_corpus(planned, name, listen), wanted)
+        kept.update({(name, passage_id): passage for passage_id, passage in passages.items()})
     return kept
 
 
 def _work(
-    options: RunOptions,
+    planned: Planned,
     cell: Cell,
-    dataset: Dataset,
-    questions: Sequence[Question],
     found: Mapping[str, Found],
     passages: Mapping[tuple[str, str], Passage],
     memory: MemoryLog,
 ) -> CellWork:
     """Everything that one cell needs, gathered."""
+    options, questions, dataset = planned.options, planned.questions, planned.dataset
     contexts: list[list[Passage]] = [[] for _ in questions]
     one = found.get(cell.retriever)
     if one is not None:
@@ -255,7 +286,9 @@ def _work(
             "retriever": dict(one.fingerprint) if one else {},
             "oracle": options.oracle if cell.context == "oracle" else "",
         },
-        oracle=options.oracle,
+        options=msgspec.to_builtins(asdict(options), enc_hook=str) | {"dataset_path": str(dataset.path)},
+        dataset_facts={"dataset_questions": planned.plan.of, "rows_left_out": dataset.left_out},
+        history=planned.history,
         batch_size=options.batch_size,
         metrics_preset=options.metrics_preset,
         vocabulary=options.vocabulary,

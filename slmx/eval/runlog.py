@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from slmx.events import Listener, Notice, Progress
 
@@ -14,26 +15,45 @@ EVERY_SECONDS = 5.0
 
 
 @contextmanager
-def run_log(path: Path, listen: Listener) -> Iterator[Listener]:
-    """A listener that passes everything on to `listen` and appends it to the log; how a failed run ended, too."""
-    with path.open("a", encoding="utf-8") as log:
-        last = time.monotonic()
+def run_log(path: Path, listen: Listener, history: Sequence[Told] = ()) -> Iterator[Listener]:
+    """A listener that passes everything on to `listen` and appends it to the log; how a failed run ended, too.
 
-        def write(text: str) -> None:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
-            log.flush()
-
-        def told(event: Progress | Notice) -> None:
-            nonlocal last
-            listen(event)
-            if isinstance(event, Notice):
-                write(f"warning: {event.text}" if event.level == "warning" else event.text)
-            elif event.done == event.total or time.monotonic() - last >= EVERY_SECONDS:
-                last = time.monotonic()
-                write(f"{event.task}: {event.done} of {event.total} {event.unit} {event.note}".rstrip())
-
+    `history` is what was told before the cell began: it stands first in the log.
+    """
+    with path.open("a", encoding="utf-8", buffering=1) as log:
+        recorder = Recorder(listen, lambda line: log.write(f"{line.stamp} {line.text}\n"))
+        for line in history:
+            log.write(f"{line.stamp} {line.text}\n")
         try:
-            yield told
+            yield recorder
         except BaseException as error:
-            write(f"error: {type(error).__name__}: {error}")
+            recorder.write(f"error: {type(error).__name__}: {error}")
             raise
+
+
+class Told(NamedTuple):
+    """A line of the log and when it was told."""
+
+    stamp: str
+    text: str
+
+
+class Recorder:
+    """A listener that passes events on, and makes lines of them: every notice, and progress every few seconds."""
+
+    def __init__(self, listen: Listener, keep: Callable[[Told], object]) -> None:
+        self._listen, self._keep = listen, keep
+        self._last = time.monotonic()
+
+    def __call__(self, event: Progress | Notice) -> None:
+        """Pass an event on, and keep it if it is due."""
+        self._listen(event)
+        if isinstance(event, Notice):
+            self.write(f"warning: {event.text}" if event.level == "warning" else event.text)
+        elif event.done == event.total or time.monotonic() - self._last >= EVERY_SECONDS:
+            self._last = time.monotonic()
+            self.write(f"{event.task}: {event.done} of {event.total} {event.unit} {event.note}".rstrip())
+
+    def write(self, text: str) -> None:
+        """Keep a line that nobody was told."""
+        self._keep(Told(datetime.now(UTC).isoformat(timespec="milliseconds"), text))

@@ -35,6 +35,9 @@ class _Baseline:
     def fingerprint(self) -> dict[str, Any]:
         return {"generator": self.kind, "version": self.version}
 
+    def describe(self) -> dict[str, str]:
+        return {}
+
     def size_bytes(self) -> int:
         return 0
 

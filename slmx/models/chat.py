@@ -54,6 +54,11 @@ class PromptEncoder:
         return self.tail.rstrip().endswith("<think>")
 
     @property
+    def can_think(self) -> bool:
+        """Does the template ask for thinking, always or where it is told to?"""
+        return self.chat and (self.opened or self._frame(True) != self._frame(False))
+
+    @property
     def stated_length(self) -> int | None:
         """The longest text that the tokenizer is stated for, in tokens; None if it is not."""
         length = int(self._tokenizer.model_max_length)

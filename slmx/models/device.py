@@ -74,7 +74,9 @@ def _check_cuda(index: int) -> None:
 
     if not torch.cuda.is_available():
         raise UsageError(
-            "torch sees no CUDA device here.", hint="Use --device cpu; `slmx doctor` tells what torch and driver say."
+            "torch sees no CUDA device here.",
+            hint="Use --device cpu. What the driver sees: nvidia-smi. What torch was built for: "
+            'python -c "import torch; print(torch.version.cuda)".',
         )
     if index >= torch.cuda.device_count():
         count = torch.cuda.device_count()

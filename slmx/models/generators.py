@@ -55,6 +55,8 @@ class Generator(Protocol):
         ...         self.name = opening.name
         ...     def fingerprint(self) -> dict[str, Any]:
         ...         return {"generator": "parrot", "version": 1}
+        ...     def describe(self) -> dict[str, str]:
+        ...         return {}
         ...     def size_bytes(self) -> int:
         ...         return 0
         ...     def window(self) -> None:
@@ -81,6 +83,10 @@ class Generator(Protocol):
 
         Never a name or a revision that can move; equal fingerprints mean equal texts for equal batches.
         """
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What it really runs on, for a run's record: `device`, `dtype`, `quantisation`; empty without weights."""
         ...
 
     def size_bytes(self) -> int:
@@ -119,8 +125,9 @@ class Generator(Protocol):
 class GeneratorOptions:
     """How a model is run; baselines ignore all of it. Unset (None) means what the preset says, then the default.
 
-    `thinking` lets a model think first; its block is taken out of the text. `stops` are the rules beside the end of the
-    text and the token limit. `temperature` 0 is greedy; above it each text is drawn from `seed` and the question's id.
+    `thinking` asks a model to think first, whose chat template must know how; its block is taken out of the text.
+    `stops` are the rules beside the end of the text and the token limit. `temperature` 0 is greedy; above it each text
+    is drawn from `seed` and the question's id.
     """
 
     max_new_tokens: int | None = None

@@ -29,7 +29,8 @@ from slmx.models.stopping import Reading, read
 from slmx.records import Completion, Request, Stop
 
 VERSION = 1  # raised when the same weights and options come to give other texts
-# Per kind of device: most rows of a batch, bytes of its key-value cache, and tokens that are read at once.
+# Per kind of device: most rows of a batch, bytes of its key-value cache, and tokens that are read at once. In 16 bits a
+# text can depend on its batch: whoever changes these raises VERSION.
 ROWS = {"cpu": 64, "gpu": 256}
 CACHE_BYTES = {"cpu": 3 << 29, "gpu": 8 << 30}
 CHUNK_TOKENS = {"cpu": 1536, "gpu": 16384}
@@ -75,12 +76,20 @@ class TransformersGenerator:
             raise SlmxError(f"{self.name} is an encoder-decoder model; slmx runs causal language models.")
         tokenizer = _read_with(AutoTokenizer, self._folder, self._options.trust_remote_code)
         self._encoder = PromptEncoder(tokenizer, chat=self._wants_chat(tokenizer), thinking=self._options.thinking)
+        if self._options.thinking and not self._encoder.can_think:
+            raise UsageError(
+                f"{self.name} cannot be asked to think first: its prompt has no switch for it.",
+                hint="Leave --thinking out (and --no-chat, for a model that thinks).",
+            )
         self._eos = self._end_ids(tokenizer)
         self._decoder: Decoder | None = None
         self._load_seconds = 0.0
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hashes of weights, configuration, tokenizer and template, and the options that change texts."""
+        """Hashes of weights, configuration, tokenizer and template, and the options that change texts.
+
+        The kind of device is among them: it decides the number type's rounding and the batches (see `plan`).
+        """
         stated = read_json(self._folder / "config.json")
         sampling = {"temperature": self._options.temperature, "seed": self._options.seed}
         return {
@@ -90,13 +99,19 @@ class TransformersGenerator:
             "config": hash_value({key: stated[key] for key in stated if key not in _UNSTABLE_KEYS}),
             **self._encoder.fingerprint(),
             "eos": sorted(self._eos),
+            "device": self._device.type,
             "dtype": dtype_name(self._dtype),
-            "quantisation": "bitsandbytes-int8" if self._options.load_in_8bit else "",
+            "quantisation": self._quantisation,
             "max_new_tokens": self._limit,
             "thinking": self._options.thinking,
             "stops": sorted(self._options.stops),
             **(sampling if self._options.temperature else {}),
         }
+
+    def describe(self) -> dict[str, str]:
+        """The device, the number type and, where there is one, the quantisation that were picked."""
+        quantised = {"quantisation": self._quantisation} if self._quantisation else {}
+        return {"device": str(self._device), "dtype": dtype_name(self._dtype), **quantised}
 
     def size_bytes(self) -> int:
         """Bytes of the weight files."""
@@ -180,6 +195,10 @@ class TransformersGenerator:
     @cached_property
     def _dtype(self) -> torch.dtype:
         return pick_dtype(self._options.dtype, self._device)
+
+    @property
+    def _quantisation(self) -> str:
+        return "bitsandbytes-int8" if self._options.load_in_8bit else ""
 
     @property
     def _kind(self) -> str:

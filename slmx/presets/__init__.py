@@ -30,8 +30,6 @@ class ModelPreset(Preset):
     generator: str = "transformers"
     id: str = ""
     chat: bool | None = Field(default=None, description="use the chat template; unset: where the tokenizer has one")
-    parameters: int = Field(default=0, ge=0, description="number of parameters, for lists and memory estimates")
-    thinking: bool = Field(default=False, description="the model can think first (switched off unless asked for)")
     max_new_tokens: int = Field(default=48, ge=1)
 
 

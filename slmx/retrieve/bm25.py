@@ -18,7 +18,7 @@ from slmx.files import hash_value, write_json
 from slmx.records import Hit, Question, Ranking
 from slmx.registry import unknown_name
 from slmx.retrieve.folders import IndexFolder, damaged, find_or_build, save_array
-from slmx.retrieve.retrievers import Opening, check_k, passage_text
+from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k, passage_text
 from slmx.retrieve.topk import top_k
 
 VERSION = 1
@@ -163,7 +163,7 @@ def _build(folder: Path, opening: Opening, analyser: Analyser, settings: dict[st
             opening.listen(Progress("index words", number, None, "passages"))
     opening.listen(Progress("index words", len(ids), len(ids), "passages"))
     if not vocabulary:
-        raise UsageError("The corpus has no words to index.", hint="Give a corpus with passages (--corpus).")
+        raise UsageError("The corpus has no words to index.", hint=NO_CORPUS)
     bm25 = BM25(method=METHOD, **settings)
     bm25.index((rows, vocabulary), create_empty_token=False, show_progress=False)
     for part in ("data", "indices", "indptr"):

@@ -15,7 +15,7 @@ from slmx.files import hash_value, write_json
 from slmx.models.encoders import Encoder, resolve
 from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.folders import IndexFolder, damaged, find_or_build
-from slmx.retrieve.retrievers import Opening, check_k, passage_text
+from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k, passage_text
 from slmx.retrieve.topk import merge, top_k_rows
 from slmx.retrieve.vectors import VectorStore, digest
 
@@ -106,7 +106,7 @@ def _build(folder: Path, opening: Opening, encoder: Encoder) -> dict[str, Any]:
         ids.append(passage.passage_id)
         keys.append(digest(passage_text(passage)))
     if not ids:
-        raise UsageError("The corpus has no passages to index.", hint="Give a corpus with passages (--corpus).")
+        raise UsageError("The corpus has no passages to index.", hint=NO_CORPUS)
     missing = {key for key in keys if key not in store}
     if missing:
         texts = (passage_text(passage) for passage in opening.corpus.passages())

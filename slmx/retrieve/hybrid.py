@@ -11,19 +11,28 @@ from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.opening import open_preset
 from slmx.retrieve.retrievers import Opening, Retriever, check_k
 
-DEPTH = 100  # places of each part that are fused, or k if that is more
+VERSION = 2  # raised when the same parts come to give another ranking
+DEPTH = 100  # places of each part that are fused, whatever k is
 
 
 def fuse(rankings: Sequence[Ranking], k: int, rrf_k: int) -> Ranking:
-    """Fuse rankings of one question: the score of a passage is the sum of 1 / (rrf_k + rank) over all rankings.
+    """Fuse rankings of one question: a passage scores the sum of 1 / (rrf_k + rank) over its ranks up to `DEPTH`.
 
-    Of equal scores, the passage that an earlier ranking holds at a better rank comes first.
+    A passage that no ranking holds that high follows behind all those, scored 1 / (rrf_k + its best rank): so what
+    lies deeper fills a larger k, and never changes the passages of a smaller one. Of equal scores, the passage that an
+    earlier ranking holds at a better rank comes first.
     """
     scores: dict[str, float] = {}
+    deeper: dict[str, float] = {}
     for ranking in rankings:
         for rank, hit in enumerate(ranking.hits, 1):
-            scores[hit.passage_id] = scores.get(hit.passage_id, 0.0) + 1 / (rrf_k + rank)
-    best = sorted(scores.items(), key=lambda item: -item[1])[:k]
+            share = 1 / (rrf_k + rank)
+            if rank <= DEPTH:
+                scores[hit.passage_id] = scores.get(hit.passage_id, 0.0) + share
+            else:
+                deeper[hit.passage_id] = max(deeper.get(hit.passage_id, 0.0), share)
+    below = {passage_id: score for passage_id, score in deeper.items() if passage_id not in scores}
+    best = sorted((scores | below).items(), key=lambda item: -item[1])[:k]  # keeps the order of equal scores
     return Ranking(question_id=rankings[0].question_id, hits=[Hit(passage_id=p, score=s) for p, s in best])
 
 
@@ -38,10 +47,10 @@ class Hybrid:
     def fingerprint(self) -> dict[str, Any]:
         """The parts' fingerprints and how they are fused."""
         parts = [part.fingerprint() for part in self.parts]
-        return {"kind": "hybrid", "rrf_k": self._rrf_k, "depth": DEPTH, "parts": parts}
+        return {"kind": "hybrid", "version": VERSION, "rrf_k": self._rrf_k, "depth": DEPTH, "parts": parts}
 
     def search(self, questions: Sequence[Question], k: int, *, listen: Listener = nobody) -> list[Ranking]:
-        """The k passages with the highest fused score."""
+        """The k passages with the highest fused score (see `fuse`)."""
         check_k(k)
         found = [part.search(questions, max(k, DEPTH), listen=listen) for part in self.parts]
         return [fuse(rankings, k, self._rrf_k) for rankings in zip(*found, strict=True)]

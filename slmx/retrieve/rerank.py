@@ -9,14 +9,14 @@ from typing import Any
 
 from slmx.errors import SlmxError
 from slmx.events import Listener, Progress, nobody
-from slmx.files import slug
 from slmx.models.encoders import content, resolve
 from slmx.models.quiet import no_bars
 from slmx.records import Hit, Question, Ranking
-from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, passage_text
+from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, model_name, passage_text
 
 VERSION = 1
-DEPTH = 50  # places that are read again, or k if that is more
+ORDER = 2  # raised when the same scores come to give another ranking
+DEPTH = 50  # places that are read again, whatever k is
 QUESTIONS = 64  # questions whose pairs are sorted and scored together
 BATCH = 32  # pairs a batch
 
@@ -27,6 +27,7 @@ class CrossEncoder:
     def __init__(self, model: str, *, device: str = "auto", dtype: str = "auto", listen: Listener = nobody) -> None:
         from slmx.models.device import pick_device, pick_dtype
 
+        self.name = model_name(model)
         self.folder: Path = resolve(model, listen=listen)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -72,10 +73,13 @@ class CrossEncoder:
 
 
 class Reranked:
-    """The top of another retriever's rankings in a cross-encoder's order."""
+    """The top `DEPTH` of another retriever's rankings in a cross-encoder's order; below it, they are as they were.
+
+    Both are named: `bm25+ms-marco-MiniLM-L6-v2`.
+    """
 
     def __init__(self, base: Retriever, reranker: CrossEncoder, corpus: Corpus) -> None:
-        self.name = f"{base.name}-{slug(reranker.folder.resolve().name)}"
+        self.name = f"{base.name}+{reranker.name}"
         self._base = base
         self._reranker = reranker
         self._corpus = corpus
@@ -83,22 +87,29 @@ class Reranked:
     def fingerprint(self) -> dict[str, Any]:
         """The base's fingerprint, the cross-encoder's, and how deep it reads."""
         reranker = self._reranker.fingerprint()
-        return {"kind": "reranked", "depth": DEPTH, "base": self._base.fingerprint(), "reranker": reranker}
+        base = self._base.fingerprint()
+        return {"kind": "reranked", "version": ORDER, "depth": DEPTH, "base": base, "reranker": reranker}
 
     def search(self, questions: Sequence[Question], k: int, *, listen: Listener = nobody) -> list[Ranking]:
-        """The k best by the cross-encoder's score of the top max(k, 50) that the base finds."""
+        """The k best by the cross-encoder's score of the base's top `DEPTH`; a larger k gets what the base has next.
+
+        Those are scored 1, 2, 3 … below the last that was read again, since the base's own scores are of another scale.
+        """
         check_k(k)
         found = self._base.search(questions, max(k, DEPTH), listen=listen)
-        passages = find_passages(self._corpus, {hit.passage_id for ranking in found for hit in ranking.hits})
+        passages = find_passages(self._corpus, {hit.passage_id for ranking in found for hit in ranking.hits[:DEPTH]})
         texts = {passage_id: passage_text(passage) for passage_id, passage in passages.items()}
         rankings: list[Ranking] = []
         for start in range(0, len(questions), QUESTIONS):
             block = list(zip(questions[start : start + QUESTIONS], found[start : start + QUESTIONS], strict=True))
-            scores = iter(self._reranker.score([(q.question, texts[h.passage_id]) for q, r in block for h in r.hits]))
+            pairs = [(q.question, texts[hit.passage_id]) for q, r in block for hit in r.hits[:DEPTH]]
+            scores = iter(self._reranker.score(pairs))
             for _, ranking in block:
-                scored = [Hit(passage_id=hit.passage_id, score=next(scores)) for hit in ranking.hits]
-                best = sorted(scored, key=lambda hit: -hit.score)[:k]
-                rankings.append(Ranking(question_id=ranking.question_id, hits=best))
+                scored = [Hit(passage_id=hit.passage_id, score=next(scores)) for hit in ranking.hits[:DEPTH]]
+                best = sorted(scored, key=lambda hit: -hit.score)
+                below = enumerate(ranking.hits[DEPTH:], 1)
+                best += [Hit(passage_id=hit.passage_id, score=best[-1].score - place) for place, hit in below]
+                rankings.append(Ranking(question_id=ranking.question_id, hits=best[:k]))
             listen(Progress(f"rerank {self._base.name}", len(rankings), len(questions), "questions"))
         return rankings
 

@@ -24,6 +24,7 @@ RETRIEVERS = Registry(
         "hybrid": "slmx.retrieve.hybrid:open_hybrid",
     },
 )
+NO_CORPUS = "Name a dataset or folder that has documents (a BEIR folder has them in corpus.jsonl)."
 INDEXED = ("bm25", "dense", "hybrid")  # what has an index that can be put into a folder
 
 
@@ -130,14 +131,19 @@ def find_preset(name: str) -> tuple[str, RetrieverPreset]:
         if preset.model and preset.model == name:
             return Path(name).name, preset
     path = Path(name).expanduser()
-    if path.is_dir():
-        whole = path.resolve()
-        own = whole.parent.name if whole.name == "model" else whole.name  # "model" alone would tell nothing in tables
-        return own, RetrieverPreset(retriever="dense", model=str(path))
-    if is_hub_id(name):
-        return Path(name).name, RetrieverPreset(retriever="dense", model=name)
+    if path.is_dir() or is_hub_id(name):
+        return model_name(name), RetrieverPreset(retriever="dense", model=str(path))
     names = [n for own, preset in known.items() for n in (own, *preset.aliases)]
     raise unknown_name("retriever", name, names, hint="A folder or a Hub id (owner/model) of a text encoder will do.")
+
+
+def model_name(id_or_path: str) -> str:
+    """What a model is called in tables and folders: the last part of its Hub id or of its folder's path."""
+    path = Path(id_or_path).expanduser()
+    if not path.is_dir():
+        return path.name
+    whole = path.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name  # "model" alone would tell nothing
 
 
 def passage_text(passage: Passage) -> str:

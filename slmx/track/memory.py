@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,13 +18,15 @@ EVERY_SECONDS = 0.5
 
 
 class MemoryLog:
-    """Samples while `sampling()` is open; `mark` adds a line to the log. Units: MiB and watts; 0 without a GPU."""
+    """Samples while `sampling()` is open; `mark` adds a line to the log. Units: MiB and watts; 0 without a GPU.
+
+    GPU figures are sums over all cards on which this process holds memory, whichever `--device` named.
+    """
 
     def __init__(self) -> None:
         self.detailed_log: list[dict[str, Any]] = []
         self.peak_usage: dict[str, float] = dict.fromkeys(KEYS, 0.0)
         self._process = psutil.Process()
-        self._power = _power_meter()
 
     @contextmanager
     def sampling(self) -> Iterator[MemoryLog]:
@@ -55,7 +56,8 @@ class MemoryLog:
         log = MemoryLog()
         log.detailed_log = list(self.detailed_log)
         if (cuda := _cuda_in_use()) is not None:
-            cuda.reset_peak_memory_stats()
+            for card in _cards(cuda):
+                cuda.reset_peak_memory_stats(card)
         return log
 
     def record(self) -> dict[str, Any]:
@@ -66,10 +68,11 @@ class MemoryLog:
         now = dict.fromkeys(KEYS, 0.0)
         now["cpu_ram_used_mb"] = self._process.memory_info().rss / MIB
         if (cuda := _cuda_in_use()) is not None:
-            now["gpu_ram_used_mb"] = cuda.memory_allocated() / MIB
-            now["gpu_ram_peak_mb"] = cuda.max_memory_allocated() / MIB
-            now["reserved_gpu_ram_mb"] = cuda.memory_reserved() / MIB
-            now["gpu_power_draw_w"] = self._power()
+            for card in _cards(cuda):
+                now["gpu_ram_used_mb"] += cuda.memory_allocated(card) / MIB
+                now["gpu_ram_peak_mb"] += cuda.max_memory_allocated(card) / MIB
+                now["reserved_gpu_ram_mb"] += cuda.memory_reserved(card) / MIB
+                now["gpu_power_draw_w"] += _power(cuda, card)
         rounded = {key: round(value, 1) for key, value in now.items()}
         for key, value in rounded.items():
             self.peak_usage[key] = max(self.peak_usage[key], value)
@@ -83,19 +86,16 @@ def _cuda_in_use() -> Any:
     return cuda if initialized is not None and initialized() else None
 
 
-def _power_meter() -> Any:
-    """A function that tells the draw of the first GPU in watts; 0 where NVML or a GPU is missing."""
-    import pynvml
+def _cards(cuda: Any) -> list[int]:
+    """The cards that this process uses: those on which torch has held memory."""
+    return [card for card in range(cuda.device_count()) if cuda.max_memory_reserved(card)]
 
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
 
-        def draw() -> float:
-            try:
-                return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000
-            except pynvml.NVMLError:  # some cards do not tell
-                return 0.0
+def _power(cuda: Any, card: int) -> float:
+    """The draw of a card in watts; 0 where it cannot be had. torch knows which card NVML means by another number."""
+    from pynvml import NVMLError
 
-        return draw
-    return lambda: 0.0
+    try:
+        return float(cuda.power_draw(card)) / 1000
+    except (NVMLError, RuntimeError, ImportError):  # some cards do not tell, some machines have no NVML
+        return 0.0

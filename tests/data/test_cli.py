@@ -34,6 +34,7 @@ def test_exit_codes_and_the_result_on_stdout(source: Path) -> None:
 
 
 def test_passages_then_check_then_describe(source: Path) -> None:
+    assert slmx("data", "passages", source, "--to", "made", "--strict").returncode == 1
     made = slmx("--json", "data", "passages", source, "--to", "made", "--words", "20")
     assert made.returncode == 3 and json.loads(made.stdout)["counts"]["documents"] == 30
     checked = slmx("--json", "data", "check", "made")
@@ -41,3 +42,15 @@ def test_passages_then_check_then_describe(source: Path) -> None:
     described = slmx("data", "describe", "made")
     assert described.returncode == 0 and "passage words" in described.stdout
     assert slmx("data", "check", "nowhere").returncode == 1
+
+
+def test_the_hint_at_too_many_bad_rows_names_a_command_that_goes_on(source: Path) -> None:
+    with source.open("a") as out:
+        out.write("{broken\n" * 3)
+    failed = slmx("eval", "run", "--model", "extractive", "--mode", "no_context", "--dataset", source)
+    said = " ".join(failed.stderr.split())
+    assert failed.returncode == 1 and "4 of 34 rows" in said
+    assert "--to FOLDER --allow-errors` goes on" in said and "FOLDER as the dataset" in said
+    assert slmx("data", "passages", source, "--to", "made", "--allow-errors").returncode == 3
+    on = slmx("eval", "run", "--model", "extractive", "--mode", "no_context", "--dataset", "made")
+    assert "m.jsonl: 4 rows left out" in " ".join(on.stderr.split())

@@ -13,6 +13,7 @@ from slmx.data.check import check
 from slmx.data.datasets import Dataset, open_dataset
 from slmx.data.describe import describe, language, spread
 from slmx.errors import SlmxError, UsageError
+from slmx.events import Notice, Progress
 from slmx.records import Hit, Ranking
 
 Write = Callable[..., Path]
@@ -98,6 +99,73 @@ def test_presets_and_aliases(opened: Callable[..., Dataset], empty_folder: Path)
     (empty_folder / "data" / "simple_qa").mkdir()
     (empty_folder / "data" / "simple_qa" / "simple_qa_test_set.csv").write_text("metadata,problem,answer\n,q,a\n")
     assert opened("local_simple_qa").simple_qa
+
+
+def test_a_name_is_looked_up_in_the_data_folder_and_then_in_datasets(
+    opened: Callable[..., Dataset], folder: Path, empty_folder: Path
+) -> None:
+    here = empty_folder / "datasets" / "tiny"
+    here.mkdir(parents=True)
+    (here / "queries.jsonl").write_text('{"_id": "other", "text": "what"}\n')
+    assert opened("tiny").path == folder
+    folder.rename(folder.with_name("away"))
+    assert [q.question_id for q in opened("tiny").questions()] == ["other"]
+
+
+def test_bad_rows_are_told_of_at_every_opening(
+    opened: Callable[..., Dataset], write_lines: Write, merged_row: Row, empty_folder: Path
+) -> None:
+    from slmx.data.passages import build
+
+    source = write_lines("m.jsonl", [*[merged_row(n) for n in range(30)], "{broken"])
+    build(source, empty_folder / "made")
+    for name in (source, source, empty_folder / "made"):
+        told: list[Notice | Progress] = []
+        dataset = opened(name, listen=told.append)
+        (warning,) = [e.text for e in told if isinstance(e, Notice) and e.level == "warning"]
+        assert warning.startswith("m.jsonl: 1 rows left out, 0 kept")
+        assert dataset.left_out == 1 and str(dataset.folder / "errors.jsonl") in warning
+        assert (dataset.folder / "errors.jsonl").is_file()
+
+
+def test_a_sound_or_foreign_dataset_warns_of_nothing(
+    opened: Callable[..., Dataset], write_lines: Write, merged_row: Row, folder: Path
+) -> None:
+    for name in (write_lines("m.jsonl", [merged_row(0)]), folder):
+        told: list[Notice | Progress] = []
+        assert opened(name, listen=told.append).left_out == 0
+        assert not [e for e in told if isinstance(e, Notice) and e.level == "warning"]
+
+
+def test_two_questions_with_one_id_are_an_error(
+    opened: Callable[..., Dataset], folder: Path, empty_folder: Path
+) -> None:
+    with (folder / "queries.jsonl").open("a") as out:
+        out.write('{"_id": "q1", "text": "another"}\n')
+    with pytest.raises(SlmxError, match=r"queries\.jsonl.*1 ids stand at more than one question: q1"):
+        opened("tiny").questions()
+    assert states("tiny", empty_folder)["question ids twice"] == "fail"
+
+
+def test_simple_qa_stays_simple_qa_in_every_form(
+    opened: Callable[..., Dataset], write_lines: Write, empty_folder: Path
+) -> None:
+    from slmx.data.convert import convert
+    from slmx.data.passages import build
+
+    source = write_lines("test.csv", ["metadata,problem,answer,documents", '"{}",Who?,Anna,"[\'By Anna.\']"'])
+    converted = empty_folder / "converted.json"
+    convert(source, converted)
+    for number, path in enumerate((source, converted)):
+        build(path, empty_folder / f"made{number}")
+        assert opened(path).simple_qa and opened(empty_folder / f"made{number}").simple_qa
+
+
+def test_other_sources_are_not_graded_like_simple_qa(
+    opened: Callable[..., Dataset], write_lines: Write, folder: Path
+) -> None:
+    assert not opened(write_lines("o.jsonl", [{"question": "q", "answer": ["a"]}])).simple_qa
+    assert not opened(folder).simple_qa
 
 
 def test_an_unknown_name_says_what_there_is_and_where_to_put_it(opened: Callable[..., Dataset], folder: Path) -> None:

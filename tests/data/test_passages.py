@@ -212,6 +212,36 @@ def test_the_same_question_twice_has_two_ids(write_lines: Write, tmp_path: Path)
     assert not (tmp_path / "out" / "corpus.jsonl").exists()
 
 
+@pytest.mark.parametrize("ids", [["a", "a", "a-2"], ["a-2", "a", "a"], ["a", "a", "a", "a-2", "a-2", "a-3"]])
+def test_no_two_questions_get_one_id(ids: list[str], write_lines: Write, tmp_path: Path) -> None:
+    rows = [{"question_id": own, "question": f"q {n}", "answer": ["a"]} for n, own in enumerate(ids)]
+    build(write_lines("p.jsonl", rows), tmp_path / "out")
+    made = {q.question_id: q.question for q in read_queries(tmp_path / "out")}
+    assert list(made.values()) == [f"q {n}" for n in range(len(ids))]
+    assert next(iter(made)) == ids[0]
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(write_lines: Write, merged_row: Row, tmp_path: Path) -> None:
+    source = write_lines("m.jsonl", [merged_row(0)])
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    build(source, theirs, overwrite=True)  # it was empty
+    (theirs / "dataset.json").unlink()
+    (theirs / "thesis.txt").write_text("mine")
+    before = sorted(p.name for p in theirs.rglob("*"))
+    with pytest.raises(RefusedError, match=r"holds no dataset\.json") as caught:
+        build(source, theirs, overwrite=True)
+    assert caught.value.code == 4
+    assert sorted(p.name for p in theirs.rglob("*")) == before
+
+
+def test_strict_fails_at_the_first_bad_row(write_lines: Write, merged_row: Row, tmp_path: Path) -> None:
+    source = write_lines("m.jsonl", [*[merged_row(n) for n in range(30)], "{broken"])
+    with pytest.raises(SlmxError, match="Line 31"):
+        build(source, tmp_path / "out", strict=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_is_whole_or_absent(write_lines: Write, merged_row: Row, tmp_path: Path) -> None:
     bad = write_lines("bad.jsonl", [merged_row(0), "{broken"])
     with pytest.raises(SlmxError, match="1 of 2 rows"):

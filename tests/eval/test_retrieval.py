@@ -73,7 +73,10 @@ def test_another_configuration_gets_a_folder_of_its_own(run: Any, tmp_path: Path
     assert run("bm25", language="none").pairs[0].had_finished
     assert len(list((tmp_path / "outputs" / "retrieval").iterdir())) == 2
     replaced = run("bm25", language="none", overwrite=True)
-    assert Path(replaced.pairs[0].folder).name == "bm25_small"
+    assert replaced.pairs[0].folder == other.pairs[0].folder  # its own results are replaced, not the other's
+    assert run("bm25").pairs[0].had_finished
+    new = run("bm25", language="russian", overwrite=True)
+    assert Path(new.pairs[0].folder).name == "bm25_small"
 
 
 def test_other_content_under_the_same_name_is_run_anew(run: Any, small: Path) -> None:

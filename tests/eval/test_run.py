@@ -28,6 +28,9 @@ class Slow:
     def fingerprint(self):
         return {"generator": "slow", "weights": os.environ.get("SLOW_WEIGHTS", "")}
 
+    def describe(self):
+        return {}
+
     def size_bytes(self):
         return 0
 
@@ -38,6 +41,7 @@ class Slow:
         return 0.0
 
     def plan(self, requests, batch_size):
+        time.sleep(float(os.environ.get("SLOW_PLAN", "0")))
         places = list(reversed(range(len(requests))))
         return [places[i : i + 3] for i in range(0, len(places), 3)]
 
@@ -45,6 +49,12 @@ class Slow:
         time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
         if os.environ.get("SLOW_BREAKS"):
             raise RuntimeError("out of memory")
+        if failing := os.environ.get("SLOW_FAILS"):
+            failed = [failing == "all" or "Town3 " in r.question.question for r in batch]
+            return [
+                Completion(question_id=r.question.question_id, text="", stop="failed" if f else "eos", error="no" * f)
+                for r, f in zip(batch, failed)
+            ]
         return [Completion(question_id=r.question.question_id, text=r.question.question.split()[-1]) for r in batch]
 
     def close(self):
@@ -87,6 +97,15 @@ def slmx(work: Path, *args: str, **environment: str) -> subprocess.CompletedProc
         text=True,
         check=False,
     )
+
+
+def wait_for(path: Path) -> None:
+    """Until the file is there and not empty."""
+    for _ in range(1200):
+        if path.exists() and path.stat().st_size:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -152,7 +171,10 @@ def test_the_same_command_again_says_that_it_is_finished_and_changes_nothing(wor
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     third = slmx(work, "--model", "extractive", "--mode", "retriever", "--metrics-preset", "bergen")
     assert "is finished" in third.stderr
-    assert "precision" in results(folder)
+    assert {"precision", "em", "f1", "k_precision"} <= set(results(folder))
+    (folder / "results.json").unlink()
+    assert slmx(work, "--model", "extractive", "--mode", "retriever").returncode == 0
+    assert "em" in results(folder)
     assert (folder / "predictions.jsonl").read_bytes() == before["predictions.jsonl"]
 
 
@@ -165,9 +187,57 @@ def test_another_configuration_gets_a_folder_of_its_own(work: Path) -> None:
     assert len(others) == 1
     assert others[0].startswith(first.name + "-")
     assert (first / "results.json").read_bytes() == before
+    apart = work / "outputs" / others[0]
+    stamp = (apart / "run.json").stat().st_mtime_ns
     done = slmx(work, "--model", "extractive", "--mode", "no_context", "--max-samples", "5", "--overwrite")
     assert done.returncode == 0
-    assert results(first)["num_examples"] == 5
+    assert (first / "results.json").read_bytes() == before  # what is replaced are the configuration's own results
+    assert (apart / "run.json").stat().st_mtime_ns != stamp
+    done = slmx(work, "--model", "extractive", "--mode", "no_context", "--max-samples", "6", "--overwrite")
+    assert done.returncode == 0
+    assert results(first)["num_examples"] == 6  # a new configuration takes the plain name when it may
+
+
+def test_trap_24_a_sample_says_of_how_many(work: Path) -> None:
+    done = slmx(work, "--model", "extractive", "--max-samples", "5", "--seed", "3")
+    assert "5 questions of towns (a seeded sample of 30)" in done.stdout
+    (folder,) = (work / "outputs").iterdir()
+    assert (results(folder)["num_examples"], results(folder)["dataset_questions"]) == (5, 30)
+    asked = json.loads((folder / "run.json").read_text())["options"]
+    assert (asked["seed"], asked["max_samples"], asked["words"], asked["metrics_preset"]) == (3, 5, 100, "default")
+
+
+def test_trap_18_overwriting_a_cell_that_another_process_writes_is_refused(work: Path) -> None:
+    args = ["--model", "slow", "--mode", "no_context"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.8"},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for(work / "outputs" / "slow_towns_no_context" / "predictions.jsonl")
+    other = slmx(work, *args, "--overwrite")
+    assert (other.returncode, "Another process" in other.stderr) == (4, True)
+    assert child.wait(timeout=60) == 0
+    assert results(work / "outputs" / "slow_towns_no_context")["num_examples"] == 30
+
+
+def test_trap_23_a_kill_before_the_plan_is_written_leaves_the_folder_free(work: Path) -> None:
+    args = ["--model", "slow", "--mode", "no_context"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_PLAN": "30"},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    folder = work / "outputs" / "slow_towns_no_context"
+    wait_for(folder / "run.log")
+    child.kill()
+    child.wait()
+    assert slmx(work, *args).returncode == 0
+    assert [p.name for p in (work / "outputs").iterdir()] == [folder.name]
 
 
 def test_trap_16_other_weights_under_the_same_name_never_get_the_old_answers(work: Path) -> None:
@@ -235,10 +305,7 @@ def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(work: Path, num
         text=True,
     )
     journal = work / "outputs" / "slow_towns_no_context" / "predictions.jsonl"
-    for _ in range(600):
-        if journal.exists() and journal.stat().st_size:
-            break
-        time.sleep(0.05)
+    wait_for(journal)
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
     assert child.returncode == code, said
@@ -249,7 +316,9 @@ def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(work: Path, num
     again = slmx(work, *args)
     assert again.returncode == 0
     assert f"going on after {answered} of 30 questions" in again.stderr
-    assert "going on after" in (journal.parent / "run.log").read_text()
+    log = (journal.parent / "run.log").read_text()
+    for told in ("going on after", "Plan: 1 cells", "Reading towns.jsonl"):
+        assert told in log
 
 
 def test_trap_22_an_engine_that_fails_fails_the_run(work: Path) -> None:
@@ -258,6 +327,43 @@ def test_trap_22_an_engine_that_fails_fails_the_run(work: Path) -> None:
     assert "out of memory" in done.stderr
     assert not (work / "outputs" / "slow_towns_no_context" / "results.json").exists()
     assert slmx(work, "--model", "slow", "--mode", "no_context").returncode == 0
+
+
+def test_trap_22_generations_that_failed_are_no_success(work: Path) -> None:
+    some = slmx(work, "--model", "slow", SLOW_FAILS="some")
+    assert (some.returncode, "slow_towns_no_context: 1" in some.stderr) == (3, True)
+    assert results(work / "outputs" / "slow_towns_no_context")["failed_generations"] == 1
+    every = slmx(work, "--model", "slow", "--overwrite", SLOW_FAILS="all")
+    assert (every.returncode, "No answer could be generated" in every.stderr) == (1, True)
+
+
+def test_ctrl_c_while_retrieving_stops_before_the_retrieval_ends(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal as signals
+
+    from slmx.retrieve import bm25
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        signals.raise_signal(signals.SIGINT)
+        return original(*args, **kwargs)
+
+    original = bm25.Bm25.search
+    monkeypatch.setattr(bm25.Bm25, "search", asked)
+    command = ["eval", "run", "--model", "extractive", "--dataset", "towns.jsonl", "--mode", "retriever"]
+    assert run(command) == 130
+    assert not (work / "outputs").exists()
+
+
+def test_retrievers_go_by_their_own_names(work: Path) -> None:
+    done = slmx(
+        work, "--model", "extractive", "--mode", "retriever", "--retriever", "minilm", "dense", "--dry-run", "--json"
+    )
+    assert [cell["retriever"] for cell in json.loads(done.stdout)["cells"]] == ["dense"]
+
+
+def test_a_dry_run_fetches_nothing(work: Path) -> None:
+    done = slmx(work, "--model", "smollm2-360m", "--dry-run", "--json", HF_HOME=str(work / "hub"))
+    assert done.returncode == 0
+    assert not (work / "hub").exists()
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(work: Path) -> None:
@@ -276,7 +382,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(work: Path) -> None:
         (["--model", "extractive", "--metrics-preset", "sqad"], 'Did you mean "squad"?'),
         (["--model", "extractive", "--oracle", "lang"], 'Did you mean "long"?'),
         (["--model", "extractive", "--mode", "no_context", "test_10_samples"], "--max-samples"),
-        (["--model", "extractive", "--metrics-preset", "seed-v1"], "vocab.txt"),
+        (["--model", "extractive", "--mode", "retriever", "--retriever", "bm52", "--dry-run"], 'Did you mean "bm25"?'),
+        (["--model", "extractive", "--metrics-preset", "seed-v1"], "--vocabulary"),
+        (["--model", "extractive", "--output-dir", "towns.jsonl"], "is a file"),
+        (["--model", "extractive", "--dataset", "foreign"], "slmx eval retrieval"),
         (["--model", "extractive", "--dataset", "open.jsonl", "--mode", "retriever"], "--corpus"),
         (["--model", "extractive", "--dataset", "towns.jsnl"], "There is no dataset"),
         (["--mode", "none"], "--model"),
@@ -284,6 +393,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(work: Path) -> None:
 )
 def test_wrong_usage_is_exit_2_with_what_to_type(work: Path, args: list[str], said: str) -> None:
     (work / "open.jsonl").write_text('{"question": "who", "answer": ["me"]}\n')
+    (work / "foreign" / "qrels").mkdir(parents=True)
+    (work / "foreign" / "corpus.jsonl").write_text('{"_id": "x", "title": "", "text": "me"}\n')
+    (work / "foreign" / "queries.jsonl").write_text('{"_id": "q", "text": "who"}\n')
+    (work / "foreign" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tx\t1\n")
     done = slmx(work, *args)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr

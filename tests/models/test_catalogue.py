@@ -5,6 +5,7 @@ import pytest
 
 from slmx.errors import SlmxError, UsageError
 from slmx.models.catalogue import fetch_weights, find_weights, hash_weights, is_hub_id, size_of_weights, weight_files
+from slmx.models.generators import name_of
 
 
 @pytest.fixture
@@ -26,6 +27,27 @@ def test_a_folder_is_found_as_it_is(tmp_path: Path, cache: Path) -> None:
     assert find_weights(tmp_path) == tmp_path
     assert find_weights("nobody/nothing") is None
     assert find_weights("not-an-id") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("smollm2-360m", "smollm2-360m"), ("qwen_0.6b", "qwen3-0.6b"), ("owner/some-model", "owner-some-model")],
+)
+def test_a_name_is_told_without_looking_for_weights(given: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were looked for")
+
+    for module in ("slmx.models.catalogue", "slmx.models.transformers"):
+        for function in ("find_weights", "fetch_weights"):
+            monkeypatch.setattr(f"{module}.{function}", refuse, raising=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    assert name_of(given) == name
+
+
+def test_a_name_that_nothing_has_brings_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        name_of("smollm2-36m")
+    assert "smollm2-360m" in caught.value.hint
 
 
 def test_a_snapshot_counts_when_it_is_whole(cache: Path) -> None:

@@ -80,7 +80,8 @@ def test_a_device_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA device") as caught:
         devices.pick_device("cuda")
-    assert "--device cpu" in caught.value.hint
+    assert "--device cpu" in caught.value.hint and "nvidia-smi" in caught.value.hint
+    assert "slmx " not in caught.value.hint  # no command that does not exist
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.pick_device("cuda:1") == torch.device("cuda:1")

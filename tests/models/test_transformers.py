@@ -30,7 +30,7 @@ def requests(texts: Sequence[str]) -> list[Request]:
 
 
 def opened(folder: Path, **options: object) -> TransformersGenerator:
-    generator = open_generator(str(folder), device="cpu", **{"dtype": "float32", **options})
+    generator = open_generator(str(folder), **{"device": "cpu", "dtype": "float32", **options})
     assert isinstance(generator, TransformersGenerator)
     return generator
 
@@ -86,7 +86,7 @@ def test_trap_10_an_invented_next_question_is_not_answered(tiny: Path) -> None:
 
 
 def test_trap_14_thinking_is_taken_out_and_kept(tiny: Path) -> None:
-    generator = opened(tiny, thinking=True, max_new_tokens=40)
+    generator = opened(tiny, max_new_tokens=40)
     scripted(
         generator, ["<think>\nOne.\nTwo.\n</think>\n\nParis\nmore", "<think>\n" + "on and on " * 20, "a <think> b"]
     )
@@ -103,6 +103,37 @@ def test_thinking_has_room_unless_a_limit_is_given(another_tiny: Callable[..., P
     assert opened(folder, thinking=True, max_new_tokens=9).fingerprint()["max_new_tokens"] == 9
     with pytest.raises(UsageError, match="no room"):
         opened(folder, thinking=True).window()
+
+
+def test_thinking_needs_a_template_that_can_ask_for_it(
+    tiny: Path, another_tiny: Callable[..., Path], chatml: str
+) -> None:
+    without_switch = chatml.replace("enable_thinking", "something_else")
+    always = without_switch + "<think>\n"
+    assert opened(another_tiny("always", template=always), thinking=True)
+    cannot = [(tiny, None), (another_tiny("mute", template=without_switch), None)]
+    cannot += [(another_tiny("switch", template=chatml), False)]
+    for folder, chat in cannot:
+        with pytest.raises(UsageError, match="cannot be asked to think") as caught:
+            opened(folder, thinking=True, chat=chat)
+        assert "--thinking" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "cuda"), ("mps", "mps"), ("cpu", "cpu")]
+)
+def test_a_fingerprint_has_the_kind_of_device_and_not_its_number(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, device: str, kind: str
+) -> None:
+    monkeypatch.setattr("slmx.models.transformers.pick_device", torch.device)
+    generator = opened(tiny, device=device)
+    assert generator.fingerprint()["device"] == kind
+    assert generator.describe() == {"device": device, "dtype": "float32"}
+
+
+def test_what_it_runs_on_names_the_quantisation(tiny: Path) -> None:
+    assert opened(tiny, load_in_8bit=True).describe()["quantisation"] == "bitsandbytes-int8"
+    assert open_generator("extractive").describe() == {}
 
 
 def test_trap_15_a_fingerprint_is_of_content(tiny: Path, tmp_path: Path, another_tiny: Callable[..., Path]) -> None:

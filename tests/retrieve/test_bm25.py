@@ -100,6 +100,7 @@ def test_trap_5_another_corpus_is_another_index(corpus: Any, ask: Any, tmp_path:
 
 def test_a_corpus_without_words_is_an_error(corpus: Any, tmp_path: Path) -> None:
     corpus.texts = {}
-    with pytest.raises(UsageError, match="no words"):
+    with pytest.raises(UsageError, match="no words") as caught:
         open_retriever("bm25", corpus, cache_dir=tmp_path)
+    assert "--" not in caught.value.hint  # no option of one command: others end here too
     assert not list((tmp_path / "indexes").iterdir())

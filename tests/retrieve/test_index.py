@@ -86,7 +86,7 @@ def test_an_index_goes_wherever_a_corpus_is_named_and_is_used_there(
 def test_a_reranker_on_top_of_an_index(make: Any, find: Any, reranker_folder: Path) -> None:
     make()
     answer = find("oil water", k=2, reranker=str(reranker_folder))
-    assert answer.retriever == "bm25-tiny-random-reranker"
+    assert answer.retriever == "bm25+tiny-random-reranker"
     assert {hit.passage_id for hit in answer.hits} == {"p1", "p2"}
 
 

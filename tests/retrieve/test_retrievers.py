@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,44 @@ import pytest
 from hypothesis import given, strategies as st
 
 from slmx.errors import SlmxError, UsageError
-from slmx.events import nobody
+from slmx.events import Listener, nobody
 from slmx.records import Gold, Hit, Question, Ranking
-from slmx.retrieve import rerank
-from slmx.retrieve.hybrid import fuse
+from slmx.retrieve import hybrid, rerank
+from slmx.retrieve.hybrid import Hybrid, fuse
 from slmx.retrieve.opening import open_retriever
-from slmx.retrieve.retrievers import RETRIEVERS
+from slmx.retrieve.retrievers import RETRIEVERS, Retriever
 
 
 def ids(ranking: Ranking) -> list[str]:
     return [hit.passage_id for hit in ranking.hits]
+
+
+class Fixed:
+    """A retriever with one order for every question."""
+
+    def __init__(self, order: Sequence[str], name: str = "fixed") -> None:
+        self.name = name
+        self._order = order
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"kind": "fixed"}
+
+    def search(self, questions: Sequence[Question], k: int, *, listen: Listener = nobody) -> list[Ranking]:
+        hits = [Hit(passage_id=p, score=-float(n)) for n, p in enumerate(self._order[:k])]
+        return [Ranking(question_id=q.question_id, hits=hits) for q in questions]
+
+    def index_bytes(self) -> int:
+        return 0
+
+
+def check_prefixes(retriever: Retriever, question: Question, most: int) -> None:
+    """The first passages and scores of a larger k are those of every smaller one, none comes twice, scores fall."""
+    (whole,) = retriever.search([question], most)
+    assert len(set(ids(whole))) == len(whole.hits)
+    scores = [hit.score for hit in whole.hits]
+    assert scores == sorted(scores, reverse=True)
+    for k in range(1, most):
+        assert retriever.search([question], k)[0].hits == whole.hits[:k]
 
 
 # --------------------------------------------------------------------------------------------------- oracle
@@ -60,6 +89,27 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(orders: list[list[str]], k: int, 
     assert [hit.score for hit in fused.hits] == pytest.approx(sorted(expected.values(), reverse=True)[:k])
     for hit in fused.hits:
         assert hit.score == pytest.approx(expected[hit.passage_id])
+
+
+@given(rankings_of_one, st.integers(1, 3), st.integers(1, 60))
+def test_a_smaller_k_is_a_prefix_of_a_larger_one_beyond_the_depth(
+    orders: list[list[str]], depth: int, rrf_k: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "DEPTH", depth)
+        both = Hybrid("both", [Fixed(order) for order in orders], rrf_k)
+        question = Question(question_id="q", question="?", answers=[])
+        check_prefixes(both, question, 9)
+        assert {*ids(both.search([question], 9)[0])} == {p for order in orders for p in order}
+
+
+def test_what_lies_beyond_the_depth_does_not_lift_a_passage() -> None:
+    parts = [Fixed(["x", "y"]), Fixed([*(f"f{n}" for n in range(150)), "y"])]
+    question = Question(question_id="q", question="?", answers=[])
+    rankings = [ids(Hybrid("both", parts, 60).search([question], k)[0]) for k in (5, 100, 101, 200)]
+    assert [ranking[:5] for ranking in rankings] == [["x", "f0", "y", "f1", "f2"]] * 4
+    assert [len(ranking) for ranking in rankings] == [5, 100, 101, 152]
+    assert rankings[-1][-50:] == [f"f{n}" for n in range(100, 150)]
 
 
 def test_hybrid_fuses_its_parts_and_smaller_k_is_a_prefix(
@@ -112,7 +162,7 @@ def test_a_reranker_reorders_the_top_by_its_own_scores(
         expected = sorted(scores, key=lambda p: -scores[p])[:2]
         assert ids(after) == expected
         assert [hit.score for hit in after.hits] == pytest.approx([scores[p] for p in expected], abs=1e-5)
-    assert reranked.name == "bm25-tiny-random-reranker"
+    assert reranked.name == "bm25+tiny-random-reranker"
     assert reranked.fingerprint()["base"] == plain.fingerprint()
     assert reranked.fingerprint()["reranker"]["weights"]
 
@@ -127,6 +177,30 @@ def test_the_reranker_does_not_depend_on_how_questions_are_grouped(
     together = retriever.search(questions, 5)
     monkeypatch.setattr(rerank, "QUESTIONS", 1)
     assert [ids(r) for r in retriever.search(questions, 5)] == [ids(r) for r in together]
+
+
+def test_a_reranker_leaves_what_lies_beyond_its_depth(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ByLength:
+        name = "by-length"
+
+        def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+            return [-float(len(text)) for _, text in pairs]
+
+    monkeypatch.setattr(rerank, "DEPTH", 2)
+    order = ["p2", "p1", "p5", "p4", "p3"]
+    reranked = rerank.Reranked(Fixed(order), ByLength(), corpus)  # type: ignore[arg-type]
+    question = Question(question_id="q", question="?", answers=[])
+    top = sorted(["p2", "p1"], key=lambda p: len(" ".join(corpus.texts[p])))
+    assert ids(reranked.search([question], 5)[0]) == [*top, "p5", "p4", "p3"]
+    check_prefixes(reranked, question, 6)
+    assert reranked.name == "fixed+by-length"
+
+
+def test_a_reranker_of_the_hub_is_named_by_its_id_and_not_by_a_commit(
+    reranker_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerank, "resolve", lambda _model, listen: reranker_folder)
+    assert rerank.CrossEncoder("owner/ms-marco-tiny", device="cpu").name == "ms-marco-tiny"
 
 
 def test_a_classifier_is_no_reranker(two_label_folder: Path, corpus: Any, ask: Any, tmp_path: Path) -> None:
