@@ -92,7 +92,6 @@ class _Run:
         device = pick_device(options.device)
         bf16 = has_bf16(device) if options.bf16 is None else options.bf16
         self.identity = _identity(planned, bf16)
-        resumed = _prepare_folder(options)
         self.tower = Tower(
             planned.folder,
             device=device,
@@ -107,6 +106,7 @@ class _Run:
         if options.checkpoint_path is not None:
             folder = options.checkpoint_path
             warm_start(self.tower.model, folder / "model" if (folder / "model").is_dir() else folder)
+        resumed = _prepare_folder(options)  # not before the model is open: what cannot run must not cost an old run
         self.optimizer = _adamw(self.tower, options)
         self.scale = options.scale if options.scale is not None else 20.0 if self.tower.similarity == "cosine" else 1.0
         self.step, self.best_step, self.best_score = 0, 0, -1.0
