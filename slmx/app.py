@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("slmx.demo:app", "The whole main job on the bundled sample, offline."),
     "data": ("slmx.data.cli:app", "Sources in, records and training files out."),
     "retrieve": ("slmx.retrieve.cli:app", "Passages in, rankings out."),
+    "train": ("slmx.train.cli:app", "Pairs in, weights out."),
     "eval": ("slmx.eval.cli:app", "Questions in, predictions and metrics out."),
     "s3": ("slmx.s3.cli:app", "Files and buckets."),
     "config": ("slmx.config:app", "The settings: show them, write a first file."),

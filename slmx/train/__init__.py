@@ -1,0 +1,1 @@
+"""Pairs in, weights out: `slmx train …`."""

@@ -1,0 +1,151 @@
+"""The signatures of `slmx train …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slmx import options
+from slmx.group import Group
+
+app = Group("train", "Pairs in, weights out.")
+
+
+@app.callback()
+def group() -> None:
+    """Pairs in, weights out."""
+
+
+@app.command("retriever")
+def retriever(
+    data_dirs: Annotated[
+        list[Path], typer.Option("--data-dirs", help="Training folders, one a dataset; their form is told apart.")
+    ],
+    save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the trained model and its checkpoints.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="A dense preset, a folder or a Hub id.",
+            autocompletion=options.preset_names("retrievers"),
+        ),
+    ] = "dense",
+    forms: Annotated[
+        list[str] | None,
+        typer.Option("--forms", help="Forms, one a folder: auto, autorag, beir, crops, synthetic, pairs …"),
+    ] = None,
+    weights: Annotated[str, typer.Option("--weights", help="One a folder: 33,33,34. Without: equal shares.")] = "",
+    sampling: Annotated[
+        str, typer.Option("--sampling", help="mixed (by item), alternate (batches in turn), weighted-alternate.")
+    ] = "mixed",
+    loss: Annotated[
+        str, typer.Option("--loss", help="mnrl, cached-mnrl, symmetric-mnrl, triplet, margin-mse.")
+    ] = "mnrl",
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="Times the similarity.", show_default="20; dot product: 1")
+    ] = None,
+    pooling: Annotated[str, typer.Option("--pooling", help="mean, cls, max.", show_default="the model's")] = "",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs a step.")] = 64,
+    mini_batch_tokens: Annotated[
+        int, typer.Option("--mini-batch-tokens", min=1, help="Tokens that are encoded at a time.")
+    ] = 4096,
+    negatives: Annotated[int, typer.Option("--negatives", min=0, help="Hard negatives a pair, at most.")] = 4,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="1 epoch")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="The highest learning rate.")] = 2e-5,
+    warmup: Annotated[float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of AdamW, on matrices.")] = 0.01,
+    max_query_length: Annotated[
+        int | None, typer.Option("--max-query-length", min=3, help="Tokens.", show_default="the model's")
+    ] = None,
+    max_passage_length: Annotated[
+        int | None, typer.Option("--max-passage-length", min=3, help="Tokens.", show_default="the model's")
+    ] = None,
+    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put before a query; kept in the model.")] = "",
+    passage_prompt: Annotated[str, typer.Option("--passage-prompt", help="Put before a passage.")] = "",
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16/--no-bf16", help="Multiply in bf16.", show_default="where the chip has it")
+    ] = None,
+    val_datasets: Annotated[
+        list[str] | None, typer.Option("--val-datasets", help="BEIR names or folders; nDCG@10 chooses the checkpoint.")
+    ] = None,
+    val_split: Annotated[str, typer.Option("--val-split", help="Which relevance marks judge.")] = "test",
+    hold_out: Annotated[
+        float, typer.Option("--hold-out", help="Only this share of the split judges, and is kept out of training.")
+    ] = 0.0,
+    val_check_interval: Annotated[
+        int | None,
+        typer.Option("--val-check-interval", min=1, help="Steps a checkpoint.", show_default="a tenth of all"),
+    ] = None,
+    checkpoint_path: Annotated[
+        Path | None, typer.Option("--checkpoint-path", help="Begin with the weights of this folder.")
+    ] = None,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept beside the best.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train a dense retriever on weighted datasets; the result is a sentence-transformers folder.
+
+    Example: `slmx train retriever --data-dirs scifact pairs --weights 1,2 --steps 200 --save-dir mine`
+    """
+    from slmx import console, settings
+    from slmx.signals import stopping
+    from slmx.train.plan import TrainOptions, parse_weights, plan_training, render_plan
+
+    known = settings.load_with_hub_token()
+    asked = TrainOptions(
+        data_dirs=tuple(data_dirs),
+        save_dir=save_dir,
+        data_dir=data_dir or known.data_dir,
+        cache_dir=cache_dir or known.cache_dir,
+        model=model,
+        forms=tuple(forms or ()),
+        weights=parse_weights(weights),
+        sampling=sampling,
+        loss=loss,
+        scale=scale,
+        pooling=pooling,
+        batch_size=batch_size,
+        mini_batch_tokens=mini_batch_tokens,
+        negatives=negatives,
+        steps=steps,
+        epochs=epochs,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_query_length=max_query_length,
+        max_passage_length=max_passage_length,
+        query_prompt=query_prompt,
+        passage_prompt=passage_prompt,
+        bf16=bf16,
+        device=device or known.device,
+        val_check_interval=val_check_interval,
+        val_datasets=tuple(val_datasets or ()),
+        val_split=val_split,
+        hold_out=hold_out,
+        checkpoint_path=checkpoint_path,
+        keep=keep,
+        resume=resume,
+        overwrite=overwrite,
+        seed=known.seed if seed is None else seed,
+        command=" ".join(["slmx", *sys.argv[1:]]),
+    )
+    with console.listening() as listen:
+        planned = plan_training(asked, listen)
+    if dry_run:
+        console.result(planned.plan, render_plan)
+        return
+    console.show(render_plan(planned.plan))
+    from slmx.train.retriever import render_report, train
+
+    with stopping() as stop, console.listening() as listen:
+        report = train(planned, stop=stop, listen=listen)
+    console.result(report, render_report)

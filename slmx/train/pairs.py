@@ -1,0 +1,286 @@
+"""Training data behind one face: a TrainSet gives its n-th pair, whatever form it came in.
+
+The Examples of a folder are written once into an Arrow file in the cache, named by the folder's content, and read
+memory-mapped: memory holds 16 bytes a pair, not the texts. Two spans of a document (independent cropping) are cut when
+the pair is drawn, from (seed, document, pass), so that each pass over the documents gives others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from slmx.errors import SlmxError
+from slmx.events import Listener, Notice, nobody
+from slmx.files import atomic_write, hash_file, hash_value
+from slmx.records import Record
+from slmx.train.forms import CROPPED, Example, detect, get
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VERSION = 1  # of the cached form; raised when the same folder would give other rows
+ROWS = 4096  # examples a block of the Arrow file
+MIN_SPAN = 10  # words a crop has at least, after Contriever
+SHOWN = 3  # examples of a problem that a warning names
+
+
+class Pair(Record, frozen=True):
+    """What a batch holds of one drawn pair. Keys are 64-bit hashes: equal texts, or documents, have equal keys."""
+
+    dataset: str
+    example: Example
+    query_key: int
+    positive_key: int
+    document_key: int
+
+
+def key_of(*parts: str) -> int:
+    """A 64-bit signed hash of a text (white space at the ends does not count) or of an id with its dataset."""
+    joined = "\x00".join(part.strip() for part in parts)
+    return int.from_bytes(blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+
+
+@dataclass(frozen=True)
+class TrainSet:
+    """One dataset of pairs, memory-mapped.
+
+    Attributes:
+        name: the folder's name, with a number where two folders share it.
+        form: which of `slmx.train.forms` it has.
+        content: a hash of the folder's content.
+        query_keys, positive_keys: int64, shape (pairs,); for crops both are the document's key.
+        rows: the place of each pair in the file, shape (pairs,).
+        negatives: how many pairs have hard negatives; `scored`, how many have a teacher's scores.
+        left_out: pairs without a text and pairs that were there twice.
+    """
+
+    name: str
+    form: str
+    content: str
+    query_keys: NDArray[np.int64]
+    positive_keys: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    negatives: int
+    scored: int
+    left_out: dict[str, int]
+    _file: Any
+
+    def __len__(self) -> int:
+        return len(self.query_keys)
+
+    def example(self, row: int) -> Example:
+        """The pair as it stands in the folder."""
+        place = int(self.rows[row])
+        block = self._file.get_batch(place // ROWS)
+        return msgspec.json.decode(block.column(0)[place % ROWS].as_buffer(), type=Example)
+
+    def without(self, query_keys: Collection[int]) -> TrainSet:
+        """The same set without the pairs of some queries."""
+        import numpy as np
+
+        kept = ~np.isin(self.query_keys, np.array(sorted(query_keys), dtype=np.int64))
+        flags = [self._flags(place)[self.rows[kept]].sum() for place in (3, 4)]
+        return replace(
+            self,
+            query_keys=self.query_keys[kept],
+            positive_keys=self.positive_keys[kept],
+            rows=self.rows[kept],
+            negatives=int(flags[0]),
+            scored=int(flags[1]),
+        )
+
+    def _flags(self, column: int) -> NDArray[np.bool_]:
+        return _column(self._file, column).astype(bool)
+
+    def pair(self, row: int, passed: int, seed: int) -> Pair:
+        """The pair of a row; crops of a document are others in each pass (`passed` counts from 0)."""
+        example = self.example(row)
+        document = key_of(self.name, example.positive_id) if example.positive_id else int(self.positive_keys[row])
+        if self.form == CROPPED:
+            first, second = crop(example.positive, seed, document, passed)
+            example = msgspec.structs.replace(example, query=first, positive=second)
+        return Pair(
+            dataset=self.name,
+            example=example,
+            query_key=key_of(example.query),
+            positive_key=key_of(example.positive),
+            document_key=document,
+        )
+
+    def examples(self) -> Iterator[Example]:
+        """Every row, in order."""
+        for row in range(len(self)):
+            yield self.example(row)
+
+
+def crop(text: str, seed: int, document: int, passed: int) -> tuple[str, str]:
+    """Two random word spans of a text, each of MIN_SPAN words up to the whole, drawn independently.
+
+    The same (seed, document, pass) gives the same spans. A text of fewer words is given whole, twice.
+    """
+    import random
+
+    words = text.split()
+    draw = random.Random(f"{seed} {document} {passed}")
+    spans = []
+    for _ in range(2):
+        size = draw.randint(min(MIN_SPAN, len(words)), len(words))
+        start = draw.randint(0, len(words) - size)
+        spans.append(" ".join(words[start : start + size]))
+    return spans[0], spans[1]
+
+
+def open_sets(
+    folders: Sequence[Path], *, cache_dir: Path, forms: Sequence[str] = (), listen: Listener = nobody
+) -> list[TrainSet]:
+    """Open training folders in their order.
+
+    Args:
+        folders: a folder (or a file of pairs) a dataset.
+        cache_dir: rows go to `cache_dir/pairs/`, by content.
+        forms: names of forms that override what the files say; empty, or one a folder ("auto" leaves it to the files).
+
+    Raises:
+        UsageError: a folder that is absent, empty or of no known form, or forms that do not match the folders.
+        SlmxError: a damaged file, or a folder without a single usable pair.
+    """
+    from slmx.errors import UsageError
+
+    if forms and len(forms) != len(folders):
+        raise UsageError(f"{len(forms)} forms for {len(folders)} data folders.", hint="Give one --forms a folder.")
+    asked = forms or ["auto"] * len(folders)
+    found = [detect(folder) if form == "auto" else form for folder, form in zip(folders, asked, strict=True)]
+    for form in found:
+        get(form)
+    sets: list[TrainSet] = []
+    for folder, form in zip(folders, found, strict=True):
+        plain = folder.resolve().name
+        same = sum(known.name == plain or known.name.startswith(f"{plain}-") for known in sets)
+        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, listen))
+    return sets
+
+
+def _open(folder: Path, form: str, name: str, cache_dir: Path, listen: Listener) -> TrainSet:
+    import numpy as np
+    import pyarrow as pa
+
+    content = _content(folder)
+    path = cache_dir / "pairs" / f"{hash_value([VERSION, form, content])}.arrow"
+    if not path.is_file():
+        listen(Notice(f"Reading {folder} ({get(form).about})."))
+        _write(path, folder, form)
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    facts = msgspec.json.decode(file.schema.metadata[b"slmx"]) if file.schema.metadata else {}
+    keys = [_column(file, place) for place in (1, 2)]
+    negatives, scored = (int(_column(file, place).sum()) for place in (3, 4))
+    rows = np.arange(len(keys[0]))
+    left_out = {what: count for what, count in facts.items() if count}
+    opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, file)
+    for what, count in left_out.items():
+        listen(Notice(f"{name}: {count} pairs left out ({what}).", "warning"))
+    return opened
+
+
+def _column(file: Any, place: int) -> NDArray[Any]:
+    import numpy as np
+
+    blocks = (file.get_batch(number).column(place) for number in range(file.num_record_batches))
+    return np.concatenate([block.to_numpy(zero_copy_only=False) for block in blocks])
+
+
+def _content(folder: Path) -> str:
+    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
+    names = [file.name if folder.is_file() else file.relative_to(folder).as_posix() for file in files]
+    return hash_value([[name, hash_file(file)] for name, file in zip(names, files, strict=True)])
+
+
+def _write(path: Path, folder: Path, form: str) -> None:
+    """Two walks over the folder: the first checks and counts, the second writes what is kept."""
+    import pyarrow as pa
+
+    left_out = {"without a text": 0, "there twice": 0}
+    kept = sum(1 for _ in _usable(get(form).read(folder), form, left_out))
+    if not kept:
+        hint = "Are its columns and its relevance marks those of this form? --forms overrides what was told apart."
+        raise SlmxError(f"{folder} ({form}) has no pair to train on.", hint=hint)
+    fields = [("example", pa.binary()), ("query", pa.int64()), ("positive", pa.int64())]
+    schema = pa.schema([*fields, ("negatives", pa.bool_()), ("scored", pa.bool_())])
+    schema = schema.with_metadata({"slmx": msgspec.json.encode(left_out)})
+    encoder = msgspec.json.Encoder()
+    with atomic_write(path) as out, pa.ipc.new_file(out, schema) as writer:
+        for block in _blocks(_usable(get(form).read(folder), form, {}), ROWS):
+            columns = [
+                [encoder.encode(example) for example, _, _ in block],
+                [query for _, query, _ in block],
+                [positive for _, _, positive in block],
+                [bool(example.negatives) for example, _, _ in block],
+                [bool(example.scores) for example, _, _ in block],
+            ]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _usable(examples: Iterable[Example], form: str, left_out: dict[str, int]) -> Iterator[tuple[Example, int, int]]:
+    """Examples with the keys of query and positive, without those that lack a text and those that came before."""
+    seen: set[tuple[int, int]] = set()
+    for example in examples:
+        cropped = form == CROPPED
+        if not example.positive.strip() or (not cropped and not example.query.strip()):
+            left_out["without a text"] = left_out.get("without a text", 0) + 1
+            continue
+        positive = key_of(example.positive)
+        keys = (positive, positive) if cropped else (key_of(example.query), positive)
+        if keys in seen:
+            left_out["there twice"] = left_out.get("there twice", 0) + 1
+            continue
+        seen.add(keys)
+        yield example, *keys
+
+
+def _blocks(items: Iterable[tuple[Example, int, int]], size: int) -> Iterator[list[tuple[Example, int, int]]]:
+    from itertools import islice
+
+    walk = iter(items)
+    while block := list(islice(walk, size)):
+        yield block
+
+
+def known_positives(sets: Sequence[TrainSet]) -> Mapping[int, frozenset[int]]:
+    """For each query with several positives over all sets: the text keys of all of them."""
+    import numpy as np
+
+    pairs = [np.stack([one.query_keys, one.positive_keys]) for one in sets if one.form != CROPPED]
+    if not pairs:
+        return {}
+    queries, positives = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    names, starts, counts = np.unique(queries, return_index=True, return_counts=True)
+    several = np.flatnonzero(counts > 1)
+    return {int(names[n]): frozenset(positives[starts[n] : starts[n] + counts[n]].tolist()) for n in several}
+
+
+class Leak(Record, frozen=True):
+    """A training text that equals a query that judges the model."""
+
+    dataset: str
+    query_id: str
+    text: str
+
+
+def find_leaks(sets: Sequence[TrainSet], queries: Mapping[str, str]) -> list[Leak]:
+    """Training queries and positives that equal one of `queries` (text by id), each dataset and query once."""
+    import numpy as np
+
+    wanted = {key_of(text): query_id for query_id, text in queries.items()}
+    keys = np.array(list(wanted), dtype=np.int64)
+    leaks = []
+    for one in sets:
+        met = np.intersect1d(np.concatenate([one.query_keys, one.positive_keys]), keys)
+        leaks += [Leak(dataset=one.name, query_id=wanted[key], text=queries[wanted[key]]) for key in met.tolist()]
+    return leaks

@@ -1,0 +1,319 @@
+"""The plan of `slmx train retriever`: everything that can be wrong is found here, before a weight moves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmx.errors import UsageError
+from slmx.events import Listener, Notice, nobody
+from slmx.records import Record
+from slmx.train.pairs import Leak, TrainSet, find_leaks, known_positives, open_sets
+from slmx.train.sampling import Sampler
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from slmx.train.validation import ValSet
+
+SAMPLE = 200  # pairs a dataset whose words are counted for the table
+BYTES_A_WEIGHT = 16  # fp32 weight and gradient, and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line asks for; the defaults are those of the command.
+
+    `steps` and `epochs` are two ways to say how long; neither: one epoch. `warmup` below 1 is a share of the steps.
+    `scale` None: 20 for cosine similarity, 1 for dot product. `val_check_interval` None: a tenth of the steps, at
+    least 10.
+    `hold_out` is the share of the validation split's questions that judge and are kept out of training; 0: all of them
+    judge, and none is kept out.
+    """
+
+    data_dirs: tuple[Path, ...]
+    save_dir: Path
+    data_dir: Path
+    cache_dir: Path
+    model: str = "dense"
+    forms: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    sampling: str = "mixed"
+    loss: str = "mnrl"
+    scale: float | None = None
+    pooling: str = ""
+    batch_size: int = 64
+    mini_batch_tokens: int = 4096
+    negatives: int = 4
+    steps: int | None = None
+    epochs: float | None = None
+    lr: float = 2e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_query_length: int | None = None
+    max_passage_length: int | None = None
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    bf16: bool | None = None
+    device: str = "auto"
+    val_check_interval: int | None = None
+    val_datasets: tuple[str, ...] = ()
+    val_split: str = "test"
+    hold_out: float = 0.0
+    checkpoint_path: Path | None = None
+    keep: int = 2
+    resume: bool = False
+    overwrite: bool = False
+    seed: int = 0
+    command: str = ""
+
+
+class SetPlan(Record, frozen=True):
+    """One row of the plan: words are means over a sample, `expected` the pairs that the run will draw."""
+
+    name: str
+    form: str
+    pairs: int
+    with_negatives: int
+    share: float
+    expected: int
+    query_words: float
+    positive_words: float
+
+
+class Plan(Record, frozen=True, omit_defaults=False):
+    """What `--dry-run` shows. `memory_bytes`: weights, gradients and AdamW's moments, without activations."""
+
+    model: str
+    sets: list[SetPlan]
+    sampling: str
+    loss: str
+    batch_size: int
+    steps: int
+    epochs: float
+    weights: int
+    memory_bytes: int
+    val_sets: list[str]
+    leaks: list[Leak]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with everything opened."""
+
+    options: TrainOptions
+    folder: Path
+    prompts: tuple[str, str]
+    sets: list[TrainSet]
+    val_sets: list[ValSet]
+    known: Any
+    sampler: Sampler
+    plan: Plan
+    leaks: list[Leak] = field(default_factory=list)
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """The value of --weights ("33,33,34"); UsageError names what is no number."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--weights takes numbers, not {text!r}.", hint="--weights 33,33,34") from None
+
+
+def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
+    """Open model, data and validation sets, and check that they fit.
+
+    Raises:
+        UsageError: options that contradict each other or the data.
+        SlmxError: a model or a file that cannot be read.
+    """
+    from slmx.models.encoders import resolve
+    from slmx.retrieve.retrievers import find_preset
+    from slmx.train.validation import open_val_sets
+
+    _check(options)
+    sets = open_sets(options.data_dirs, cache_dir=options.cache_dir, forms=options.forms, listen=listen)
+    name, preset = find_preset(options.model)
+    if preset.retriever != "dense":
+        raise UsageError(f"{options.model} has no weights to train.", hint="Give a dense preset, a folder or a Hub id.")
+    val_sets = open_val_sets(
+        options.val_datasets,
+        split=options.val_split,
+        held_out=options.hold_out or 1.0,
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
+        listen=listen,
+    )
+    sets = _hold_out(sets, val_sets, options, listen)
+    _check_loss(options.loss, sets)
+    sampler = _sampler(options, sets)
+    folder = resolve(preset.model, preset.package, listen=listen)
+    queries = {f"{one.name} {q.question_id}": q.question for one in val_sets for q in one.questions()}
+    leaks = find_leaks(sets, queries)
+    _tell_leaks(leaks, listen)
+    prompts = (options.query_prompt or preset.query_prompt, options.passage_prompt or preset.passage_prompt)
+    shown = name if Path(options.model).expanduser().is_dir() else preset.model
+    plan = _plan(options, shown, folder, sets, sampler.shares, val_sets, leaks)
+    return Planned(options, folder, prompts, sets, val_sets, known_positives(sets), sampler, plan, leaks)
+
+
+def _check(options: TrainOptions) -> None:
+    from slmx.registry import unknown_name
+    from slmx.train.losses import LOSSES
+    from slmx.train.towers import POOLINGS
+
+    if options.loss not in LOSSES:
+        raise unknown_name("loss", options.loss, LOSSES)
+    if options.pooling and options.pooling not in POOLINGS:
+        raise unknown_name("pooling", options.pooling, POOLINGS)
+    if not options.data_dirs:
+        raise UsageError("No training data is named.", hint="--data-dirs FOLDER …")
+    if options.steps is not None and options.epochs is not None:
+        raise UsageError("--steps and --epochs both say how long.", hint="Give one of them.")
+    if options.hold_out and not options.val_datasets:
+        raise UsageError(
+            "--hold-out needs questions to hold out.", hint="Name them: --val-datasets … --val-split train"
+        )
+    if not 0 <= options.hold_out < 1:
+        raise UsageError(f"--hold-out is a share below 1, not {options.hold_out}.", hint="--hold-out 0.2")
+
+
+def _hold_out(sets: list[TrainSet], val_sets: list[ValSet], options: TrainOptions, listen: Listener) -> list[TrainSet]:
+    """The sets without the pairs of held-out questions."""
+    from slmx.train.pairs import key_of
+
+    if not options.hold_out:
+        return sets
+    held = {key_of(question.question) for one in val_sets for question in one.questions()}
+    kept = [one.without(held) for one in sets]
+    out = sum(map(len, sets)) - sum(map(len, kept))
+    listen(Notice(f"{len(held)} questions judge; their {out} pairs are kept out of training."))
+    for one in kept:
+        if not len(one):
+            raise UsageError(f"{one.name} has no pair left beside the held-out ones.", hint="Give a lower --hold-out.")
+    return kept
+
+
+def _check_loss(loss: str, sets: list[TrainSet]) -> None:
+    from slmx.train.losses import NEED_NEGATIVES
+
+    for one in sets:
+        if loss in NEED_NEGATIVES and one.negatives < len(one):
+            raise UsageError(
+                f"--loss {loss} needs a negative for every pair; {len(one) - one.negatives} of {len(one)} pairs of "
+                f"{one.name} have none.",
+                hint="Use --loss mnrl, whose negatives are the batch's other passages, or give data with negatives.",
+            )
+        if loss == "margin-mse" and one.scored < len(one):
+            raise UsageError(
+                f"--loss margin-mse needs a teacher's scores; {len(one) - one.scored} pairs of {one.name} have none.",
+                hint="Give rows with `scores` (positive first) or pos_scores and neg_scores, or use --loss triplet.",
+            )
+
+
+def _sampler(options: TrainOptions, sets: list[TrainSet]) -> Sampler:
+    import numpy as np
+
+    return Sampler(
+        [np.stack([one.query_keys, one.positive_keys], axis=1) for one in sets],
+        batch_size=options.batch_size,
+        sampling=options.sampling,
+        weights=options.weights,
+        seed=options.seed,
+    )
+
+
+def _tell_leaks(leaks: list[Leak], listen: Listener) -> None:
+    if leaks:
+        first = "; ".join(f"{leak.query_id} in {leak.dataset}: {leak.text[:60]}" for leak in leaks[:3])
+        said = f"{len(leaks)} validation queries stand in the training data, and their scores mean little ({first})."
+        listen(Notice(f"{said} All of them: leaks.json in the save folder.", "warning"))
+
+
+def _plan(
+    options: TrainOptions,
+    name: str,
+    folder: Path,
+    sets: list[TrainSet],
+    shares: list[float],
+    val_sets: list[ValSet],
+    leaks: list[Leak],
+) -> Plan:
+    total = sum(map(len, sets))
+    steps = options.steps or math.ceil((options.epochs or 1.0) * total / options.batch_size)
+    drawn = steps * options.batch_size
+    weights = _count_weights(folder)
+    return Plan(
+        model=name,
+        sets=[_set_plan(one, share, drawn) for one, share in zip(sets, shares, strict=True)],
+        sampling=options.sampling,
+        loss=options.loss,
+        batch_size=options.batch_size,
+        steps=steps,
+        epochs=drawn / total,
+        weights=weights,
+        memory_bytes=weights * BYTES_A_WEIGHT,
+        val_sets=[one.name for one in val_sets],
+        leaks=leaks,
+    )
+
+
+def _set_plan(one: TrainSet, share: float, drawn: int) -> SetPlan:
+    rows = range(0, len(one), max(1, len(one) // SAMPLE))
+    examples = [one.pair(row, 0, 0).example for row in rows]
+    return SetPlan(
+        name=one.name,
+        form=one.form,
+        pairs=len(one),
+        with_negatives=one.negatives,
+        share=share,
+        expected=round(share * drawn),
+        query_words=sum(len(example.query.split()) for example in examples) / len(examples),
+        positive_words=sum(len(example.positive.split()) for example in examples) / len(examples),
+    )
+
+
+def _count_weights(folder: Path) -> int:
+    """Numbers in a model's weight files, read from their heads alone."""
+    from safetensors import safe_open
+
+    from slmx.models.catalogue import require_weight_files
+
+    count = 0
+    for file in require_weight_files(folder):
+        with safe_open(file, framework="np") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """A table of the datasets, and two lines of what is done with them."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from slmx.console import table
+
+    heads = ["dataset", "form", "pairs", "with negatives", "share", "drawn", "words a query", "a positive"]
+    rows = [
+        [
+            one.name,
+            one.form,
+            f"{one.pairs:,}",
+            f"{one.with_negatives:,}",
+            f"{100 * one.share:.1f} %",
+            f"{one.expected:,}",
+            f"{one.query_words:.0f}",
+            f"{one.positive_words:.0f}",
+        ]
+        for one in plan.sets
+    ]
+    length = f"{plan.steps:,} steps of {plan.batch_size} pairs, {plan.epochs:.2f} epochs"
+    memory = f"{plan.weights / 1e6:.1f} million weights, {plan.memory_bytes / (1 << 20):,.0f} MiB with AdamW"
+    judges = (
+        f"validated on {', '.join(plan.val_sets)}" if plan.val_sets else "no validation set: the last checkpoint wins"
+    )
+    told = f"{plan.model}: {plan.loss}, {plan.sampling}, {length}.\n{memory} and without activations; {judges}."
+    return Group(table("", heads, rows, left=2), Text(told))

@@ -1,0 +1,110 @@
+"""Validation: the model as it stands, on BEIR folders, by the evaluator behind `slmx eval retrieval`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmx.data.beir import Qrels
+from slmx.data.datasets import Dataset, open_dataset
+from slmx.errors import UsageError
+from slmx.events import Listener, Notice, Progress, nobody
+from slmx.records import Passage, Question
+from slmx.retrieve.evaluate import evaluate
+from slmx.retrieve.opening import open_retriever
+from slmx.train.pairs import key_of
+from slmx.train.towers import Tower
+
+METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class ValSet:
+    """A dataset that judges checkpoints: a split of it, or the part of that split that is held out by hash.
+
+    Attributes:
+        split: which relevance marks.
+        held_out: the share of the split's questions that judge; 1: all. Those of a share are always the same ones.
+    """
+
+    dataset: Dataset
+    split: str
+    held_out: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.dataset.name
+
+    @property
+    def corpus_hash(self) -> str:
+        """The dataset's."""
+        return self.dataset.corpus_hash
+
+    def passages(self) -> Iterator[Passage]:
+        """All passages of the dataset."""
+        return self.dataset.passages()
+
+    def questions(self) -> list[Question]:
+        """The questions that judge."""
+        marks = self.dataset.qrels(self.split)
+        asked = [question for question in self.dataset.questions() if question.question_id in marks]
+        return [question for question in asked if is_held_out(question.question, self.held_out)]
+
+    def qrels(self, split: str = "test") -> Qrels:
+        """Relevance marks of the questions that judge."""
+        judging = {question.question_id for question in self.questions()}
+        return {own: marks for own, marks in self.dataset.qrels(split).items() if own in judging}
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Does a question belong to the share that is held out? Decided by a hash of its text alone."""
+    return (key_of(text) & 0xFFFFFF) < share * 0x1000000
+
+
+def open_val_sets(
+    names: Sequence[str],
+    *,
+    split: str,
+    held_out: float = 1.0,
+    data_dir: Path,
+    cache_dir: Path,
+    listen: Listener = nobody,
+) -> list[ValSet]:
+    """Open validation sets by name or folder; UsageError when a split is missing or no question is held out."""
+    found = []
+    for name in names:
+        one = ValSet(open_dataset(name, data_dir=data_dir, cache_dir=cache_dir, listen=listen), split, held_out)
+        one.dataset.qrels(split)
+        if not one.dataset.has_passages:
+            raise UsageError(f"{one.name} has no corpus.jsonl to search.", hint="Give a whole BEIR folder.")
+        if not one.questions():
+            raise UsageError(f"No question of {one.name} ({split}) judges the model.", hint="Give a larger --hold-out.")
+        found.append(one)
+    return found
+
+
+def validate(
+    tower: Tower, sets: Sequence[ValSet], *, beside: Path, device: str, listen: Listener = nobody
+) -> Mapping[str, float]:
+    """nDCG@10 (0 to 1) of each set by its name.
+
+    The model is written beside the run and read back by the retriever, so that what is measured is what is saved; the
+    vectors go with it, since no other weights will ever ask for them.
+    """
+    scores = {}
+
+    def told(event: Progress | Notice) -> None:
+        if isinstance(event, Progress):
+            listen(event)
+
+    with tempfile.TemporaryDirectory(prefix=".validate-", dir=beside) as place:
+        folder = Path(place) / "model"
+        tower.save(folder)
+        for one in sets:
+            retriever = open_retriever(str(folder), one, cache_dir=Path(place), device=device, listen=told)
+            evaluation, _ = evaluate(one, retriever, (10,), one.split, listen=told)
+            scores[one.name] = evaluation.metrics[METRIC]
+    return scores
