@@ -1,8 +1,8 @@
 """The one settings object: options > environment > .env > slmx.toml > defaults.
 
 Options are passed by the commands themselves. In the environment and in .env the names start with `SLMX_`, nested ones
-are joined by `__` (`SLMX_EVAL__K=10`); names that other tools set (`HF_TOKEN`, `CLEARML_S3_*`) are read as they are, and
-`AWS_*` where nothing else is set.
+are joined by `__` (`SLMX_EVAL__K=10`); names that other tools set (`HF_TOKEN`, `CLEARML_S3_*`) are read as they are,
+and `AWS_*` where nothing else is set.
 """
 
 from __future__ import annotations
