@@ -1,7 +1,7 @@
 """A client from the settings: keys checked before the first request, classic boto3 alone, nothing read from elsewhere.
 
 A client is botocore's own, which boto3 would only wrap (and take a tenth of a second to import). It would read `AWS_*`
-names, profiles and files by itself; here everything is passed, so that `slmx config show` tells the whole truth. The CRT
+names, profiles and files by itself; here everything is passed, so that `slmx config show` tells all. The CRT
 client of boto3 ignores a custom endpoint and cannot be chosen: slmx calls the plain operations (get_object, put_object,
 upload_part), not boto3's transfer manager.
 """
