@@ -1,8 +1,9 @@
 """A client from the settings: keys checked before the first request, classic boto3 alone, nothing read from elsewhere.
 
-boto3 would read `AWS_*` names, profiles and its own files by itself; here everything is passed, so that `slmx config
-show` tells the whole truth. Its CRT client ignores a custom endpoint and is never chosen: slmx calls the plain
-operations (get_object, put_object, upload_part), not boto3's transfer manager.
+A client is botocore's own, which boto3 would only wrap (and take a tenth of a second to import). It would read `AWS_*`
+names, profiles and files by itself; here everything is passed, so that `slmx config show` tells all. The CRT
+client of boto3 ignores a custom endpoint and cannot be chosen: slmx calls the plain operations (get_object, put_object,
+upload_part), not boto3's transfer manager.
 """
 
 from __future__ import annotations

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from hashlib import md5, sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from slmx.s3.client import SHA256_KEY
 from slmx.s3.download import Request, download
-from slmx.s3.transfer import Options
+from slmx.s3.plan import upload_job
+from slmx.s3.transfer import Options, upload_all
 from slmx.s3.verify import multipart_etag
 from tests.s3.proxy import Busy, Proxy
 from tests.s3.servers import Server
@@ -288,6 +291,52 @@ def test_failed_files_are_named_and_the_rest_is_done(rclone: Server, tmp_path: P
     assert "is a folder" in done.stderr
     assert (tmp_path / "out" / "a").is_file()
     assert (tmp_path / "out" / "c").is_file()
+
+
+def test_a_full_disk_is_refused_before_and_told_while_and_leaves_nothing(
+    rclone: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(rclone, "x/a", b"12345")
+    words = ["download", "--prefix", "x/", "--data-dir", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4))
+        before = command(rclone, *words, cwd=tmp_path)
+    assert before.returncode == 4
+    assert "free" in before.stderr
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slmx.files.os.fsync", full)
+        during = command(rclone, *words, cwd=tmp_path)
+    assert during.returncode == 4
+    assert "is full" in during.stderr
+    assert not left_behind(tmp_path)
+    assert not (tmp_path / "out" / "a").exists()
+
+
+def test_a_file_that_vanishes_before_its_turn_fails_alone(rclone: Server, tmp_path: Path) -> None:
+    jobs = []
+    for name in ("stays", "goes"):
+        (tmp_path / name).write_bytes(b"x")
+        jobs.append(upload_job(name, tmp_path / name, rclone.bucket, name, None))
+    (tmp_path / "goes").unlink()
+    rows = {row.name: row for row in upload_all(store_of(rclone), jobs, Options())}
+    assert rows["stays"].action == "new"
+    assert "not there any more" in rows["goes"].error
+    assert keys(rclone) == ["stays"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_upload(
+    rclone: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_bytes(os.urandom(9 * MIB))
+    monkeypatch.setattr("slmx.s3.send.hash_file", lambda _: "0" * 64)
+    rows = list(upload_all(store_of(rclone), [upload_job("f", tmp_path / "f", rclone.bucket, "f", None)], Options()))
+    assert "changed while it was read" in rows[0].error
+    assert not keys(rclone)
+    assert not open_uploads(rclone)
 
 
 def test_a_server_that_is_gone_ends_the_run_instead_of_every_file(rclone: Server, tmp_path: Path) -> None:

