@@ -67,6 +67,25 @@ def resolve(model: str, package: str = "", *, listen: Listener = nobody) -> Path
         raise SlmxError(error.what, hint=f"{offline}{error.hint}", code=error.code) from error
 
 
+def load_folder(library: Any, folder: Path, *, device: Any, dtype: Any, kind: str, hint: str) -> Any:
+    """A model of sentence-transformers from a folder, by its class there: nothing is fetched, no foreign code is run.
+
+    Raises:
+        SlmxError: the folder holds no such model; says what it should be (`kind`) and what to give instead (`hint`).
+    """
+    with no_bars():
+        try:
+            return library(
+                str(folder),
+                device=str(device),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": dtype},
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise SlmxError(f"{folder} cannot be loaded as a {kind}: {error}.", hint=hint) from error
+
+
 def find_encoder(model: str, package: str = "") -> Path | None:
     """The folder of an encoder on this machine, as `resolve` finds it; None: it would have to be downloaded."""
     folder = Path(model).expanduser()
@@ -209,20 +228,10 @@ class Encoder:
             return
         from sentence_transformers import SentenceTransformer
 
-        with no_bars():
-            try:
-                self._model = SentenceTransformer(
-                    str(self.folder),
-                    device=str(self.device),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"dtype": self.dtype},
-                )
-            except (OSError, ValueError, KeyError) as error:
-                raise SlmxError(
-                    f"{self.folder} cannot be loaded as a text encoder: {error}.",
-                    hint="Give a folder that sentence-transformers wrote; models with code of their own are not run.",
-                ) from error
+        hint = "Give a folder that sentence-transformers wrote; models with code of their own are not run."
+        self._model = load_folder(
+            SentenceTransformer, self.folder, device=self.device, dtype=self.dtype, kind="text encoder", hint=hint
+        )
         self._model.eval()
         for module in list(self._model.children())[1:]:
             module.float()  # pooling and what follows is cheap, and its rounding would stay in the vectors

@@ -9,8 +9,7 @@ from typing import Any
 
 from slmx.errors import SlmxError
 from slmx.events import Listener, Progress, nobody
-from slmx.models.encoders import content, resolve
-from slmx.models.quiet import no_bars
+from slmx.models.encoders import content, load_folder, resolve
 from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, model_name, passage_text
 
@@ -51,20 +50,10 @@ class CrossEncoder:
             return
         from sentence_transformers import CrossEncoder as Library
 
-        with no_bars():
-            try:
-                self._model = Library(
-                    str(self.folder),
-                    device=str(self.device),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"dtype": self.dtype},
-                )
-            except (OSError, ValueError, KeyError) as error:
-                raise SlmxError(
-                    f"{self.folder} cannot be loaded as a cross-encoder: {error}.",
-                    hint="Give the folder or Hub id of a sentence-transformers CrossEncoder with one label.",
-                ) from error
+        hint = "Give the folder or Hub id of a sentence-transformers CrossEncoder with one label."
+        self._model = load_folder(
+            Library, self.folder, device=self.device, dtype=self.dtype, kind="cross-encoder", hint=hint
+        )
         if self._model.num_labels != 1:
             raise SlmxError(
                 f"{self.folder} gives {self._model.num_labels} scores a pair; a reranker gives one.",

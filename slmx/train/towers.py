@@ -17,7 +17,7 @@ import torch
 from slmx.errors import SlmxError, UsageError
 from slmx.files import hash_value
 from slmx.models.catalogue import require_weight_files
-from slmx.models.encoders import Encoder, Role, plan_batches
+from slmx.models.encoders import Encoder, Role, load_folder, plan_batches
 from slmx.models.quiet import no_bars
 from slmx.train.losses import Similarity
 
@@ -157,20 +157,8 @@ def load_model(folder: Path, device: torch.device) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     require_weight_files(folder)
-    with no_bars():
-        try:
-            model = SentenceTransformer(
-                str(folder),
-                device=str(device),
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"dtype": torch.float32},
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise SlmxError(
-                f"{folder} cannot be loaded as a text encoder: {error}.",
-                hint="Give a folder that sentence-transformers or save_pretrained wrote.",
-            ) from error
+    hint = "Give a folder that sentence-transformers or save_pretrained wrote."
+    model = load_folder(SentenceTransformer, folder, device=device, dtype=torch.float32, kind="text encoder", hint=hint)
     if not isinstance(model[0], Transformer) or not getattr(model[0].tokenizer, "is_fast", False):
         raise SlmxError(f"{folder} does not begin with a transformer; it cannot be trained here.")
     return model
