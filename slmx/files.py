@@ -39,8 +39,13 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, overwrite: bool = True, buffer: int = BLOCK) -> Iterator[BinaryIO]:
     """Write to a temporary file beside `path`; flush, sync and rename it when the block ends without an error.
+
+    Args:
+        path: the final name.
+        overwrite: replace what is there.
+        buffer: bytes gathered before they are written; little (never 0: a raw write may be cut short) for large pieces.
 
     Raises:
         RefusedError: `path` exists and `overwrite` is false.
@@ -52,7 +57,7 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     temporary = Path(name)
     try:
         # Opened by its name, so that out.name is one; the descriptor is mkstemp's.
-        with open(temporary, "wb", buffering=BLOCK, opener=lambda _path, _flags: handle) as out:
+        with open(temporary, "wb", buffering=buffer, opener=lambda _path, _flags: handle) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

@@ -56,7 +56,7 @@ def fetch(
     first: _Doubtful | None = None
     while True:
         try:
-            with atomic_write(path, overwrite=overwrite) as out:
+            with atomic_write(path, overwrite=overwrite, buffer=4096) as out:
                 return receive(store, remote, out, pool, stop, moved, first)
         except _Doubtful as doubt:
             if first is not None:

@@ -31,6 +31,7 @@ from slmx.signals import Stop
 
 HOPELESS: frozenset[Kind] = frozenset({"credentials", "no-bucket", "tls", "clock"})  # true of every further file too
 GONE: frozenset[Kind] = frozenset({"unreachable", "timeout"})
+TELL_EVERY = 0.1  # seconds between two events of the whole run
 GIVE_UP = 4  # files in a row that end so, every one after all its retries: the server is gone
 
 Action = Literal["new", "replaced", "same", "failed", "would add", "would replace"]
@@ -131,6 +132,7 @@ class _Transfer:
         self._condition_lock = threading.Lock()
         self._keeps_conditions: bool | None = None
         self._began = time.monotonic()
+        self._last_told = 0.0
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Moved]:
         """Compare everything, then move what is new or differs."""
@@ -288,7 +290,11 @@ class _Transfer:
         return moved
 
     def _total(self) -> None:
-        seconds = max(time.monotonic() - self._began, 1e-6)
+        now = time.monotonic()
+        if now - self._last_told < TELL_EVERY and self._files < self._all_files:
+            return
+        self._last_told = now
+        seconds = max(now - self._began, 1e-6)
         note = f"{human_size(self._bytes)} of {human_size(self._all_bytes)}, {human_size(int(self._bytes / seconds))}/s"
         self.options.listen(Progress(self.direction, self._files, self._all_files, "files", note))
 
