@@ -73,7 +73,8 @@ def _uploads(store: Store, bucket: str, prefix: str, older_than: float, dry_run:
         except store.client.exceptions.NoSuchUpload:  # `rclone serve s3` says so when there is none
             return
         for upload in found:
-            if (now - upload["Initiated"]).total_seconds() < older_than:
+            # Swift rounds the time up to the next second, so an upload can seem to begin in the future: its age is 0.
+            if max(0.0, (now - upload["Initiated"]).total_seconds()) < older_than:
                 continue
             if not dry_run:
                 store.client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
