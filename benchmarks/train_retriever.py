@@ -87,7 +87,7 @@ def theirs(place: Path, batch: int, steps: int, bf16: bool) -> list[float]:
 
     ends: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 

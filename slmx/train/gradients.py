@@ -137,5 +137,5 @@ def _add_up(weights: Sequence[torch.nn.Parameter], ranks: Ranks) -> None:
 
 def _send(gradients: Sequence[torch.Tensor], ranks: Ranks) -> None:
     flat = ranks.add(torch.cat([grad.flatten() for grad in gradients]))
-    for grad, part in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+    for grad, part in zip(gradients, torch.split(flat, [grad.numel() for grad in gradients]), strict=True):
         grad.copy_(part.view_as(grad))

@@ -18,7 +18,8 @@ def check_push(name: str) -> None:
         UsageError: no id of the Hub, the Hub is switched off, or no token is set.
     """
     from huggingface_hub import constants, get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -101,25 +101,12 @@ class _Run:
         options = planned.options
         self.planned, self.ranks, self.listen, self.trackers = planned, ranks, listen, trackers
         self.interval = options.val_check_interval or max(10, planned.plan.steps // 10)
-        dtype = pick_precision(ranks.device, bf16=options.bf16, fp16=options.fp16)
+        dtype = ranks.together(lambda: pick_precision(ranks.device, bf16=options.bf16, fp16=options.fp16))
         self.piece_tokens = options.mini_batch_tokens or PIECE_TOKENS[ranks.device.type]
         self.identity = folder.identity(
             planned, device=ranks.device.type, dtype=dtype_name(dtype), piece_tokens=self.piece_tokens
         )
-        self.tower = Tower(
-            planned.folder,
-            device=ranks.device,
-            dtype=dtype,
-            pooling=options.pooling,
-            query_prompt=planned.prompts[0],
-            passage_prompt=planned.prompts[1],
-            query_length=options.max_query_length,
-            passage_length=options.max_passage_length,
-        )
-        _check_dims(options.matryoshka_dims, self.tower.dimension)
-        self.guide = Encoder(planned.guide, device=str(ranks.device)) if planned.guide else None
-        if (start := options.checkpoint_path) is not None:
-            warm_start(self.tower.model, start / "model" if (start / "model").is_dir() else start)
+        self.tower, self.guide = ranks.together(lambda: self._open(dtype))
         # Not before the model is open: what cannot run must not cost an old run.
         resumed = ranks.once(lambda: folder.prepare(options))
         self.update = Update(
@@ -135,7 +122,7 @@ class _Run:
         self._cached: dict[int, list[Path]] = {}
         files = self._tokens()
         if resumed is not None:
-            self._go_on(resumed)
+            ranks.together(lambda: self._go_on(resumed))
         else:
             ranks.once(self._write_head)
         self.batches = Batches(
@@ -151,10 +138,28 @@ class _Run:
             seed=options.seed,
         )
 
+    def _open(self, dtype: torch.dtype) -> tuple[Tower, Encoder | None]:
+        """The model with the weights to begin with, and the guide."""
+        planned, options = self.planned, self.planned.options
+        tower = Tower(
+            planned.folder,
+            device=self.ranks.device,
+            dtype=dtype,
+            pooling=options.pooling,
+            query_prompt=planned.prompts[0],
+            passage_prompt=planned.prompts[1],
+            query_length=options.max_query_length,
+            passage_length=options.max_passage_length,
+        )
+        _check_dims(options.matryoshka_dims, tower.dimension)
+        if (start := options.checkpoint_path) is not None:
+            warm_start(tower.model, start / "model" if (start / "model").is_dir() else start)
+        return tower, Encoder(planned.guide, device=str(self.ranks.device)) if planned.guide else None
+
     def _tokens(self) -> list[TokenFile | None]:
         """The sets' tokens: from files where each text is read once at least, or where the files are there."""
         options, tokenizer = self.planned.options, content(self.planned.folder)["tokenizer"]
-        own = {"negatives": options.negatives, "cache_dir": options.cache_dir}
+        own: dict[str, Any] = {"negatives": options.negatives, "cache_dir": options.cache_dir}
         wanted = [
             expected.expected >= len(one) or path_of(one, self.tower, tokenizer, **own).is_file()
             for one, expected in zip(self.planned.sets, self.planned.plan.sets, strict=True)
@@ -178,10 +183,7 @@ class _Run:
 
     def _go_on(self, path: Path) -> None:
         state = checkpoints.read(path)
-        try:
-            folder.check_same(state.identity, self.identity, path)
-        except UsageError as error:
-            raise self.ranks.shared(error) from None
+        folder.check_same(state.identity, self.identity, path)
         checkpoints.restore(path, state, self.tower, self.update)
         self.planned.sampler.restore(state.sampler)
         self.step, self.best_step, self.best_score = state.step, state.best_step, state.best_score
