@@ -9,7 +9,7 @@ from pathlib import Path
 from slmx import __version__
 from slmx.files import write_bytes, write_json
 from slmx.train.pairs import TrainSet
-from slmx.train.plan import Planned
+from slmx.train.plan import Planned, TrainOptions
 
 IDS = "training_ids.json"
 
@@ -39,6 +39,18 @@ def training_ids(one: TrainSet) -> list[str]:
     return list(dict.fromkeys(own for own in ids if own))
 
 
+def _more(options: TrainOptions) -> list[str]:
+    """What was asked for beyond the usual."""
+    dims = ", ".join(map(str, options.matryoshka_dims))
+    told = {
+        f"False negatives were left out by the guide {Path(options.guide).name}.": options.guide,
+        f"Vectors may be cut to their first {dims} numbers.": dims,
+        f"The weights are a moving average ({options.average:g} of it stays at each step).": options.average,
+        f"{100 * options.start_share:g} % of the weights are those from before training.": options.start_share,
+    }
+    return [line for line, asked in told.items() if asked]
+
+
 def card(planned: Planned, step: int, scores: Mapping[str, float]) -> str:
     """The model card: what it was made from and how, what it scored, and the command."""
     options, plan = planned.options, planned.plan
@@ -59,6 +71,7 @@ def card(planned: Planned, step: int, scores: Mapping[str, float]) -> str:
         "",
         f"Step {step} of {plan.steps}: `{plan.loss}`, {plan.sampling} batches of {plan.batch_size}, learning rate "
         f"{options.lr:g}, warm-up {options.warmup:g}, weight decay {options.weight_decay:g}, seed {options.seed}.",
+        *_more(options),
         "",
         "| training data | form | pairs | share | content (SHA-256) |",
         "|---|---|---|---|---|",

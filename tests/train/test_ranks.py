@@ -93,6 +93,7 @@ def test_two_processes_train_as_one_and_go_on_exactly(
         job(options("whole", sampling="alternate")),
         job(options("parts", sampling="alternate"), stop_on=1, stop_at=20),
         job(options("parts", sampling="alternate", resume=True)),
+        job(options("broken", steps=9, val_check_interval=2), break_on=1, stop_at=5),
     ]
     codes, (first, second) = start_two(tmp_path / "jobs", jobs)
     assert codes == [0, 0]
@@ -112,7 +113,7 @@ def test_two_processes_train_as_one_and_go_on_exactly(
         assert one.keys() == two.keys()
         assert [batch for _, batch in first[number]["seen"]] == [batch for _, batch in second[number]["seen"]]
 
-    whole, stopped, resumed = first[3:]
+    whole, stopped, resumed, broken = first[3:]
     assert [batch for _, batch in whole["seen"]] == [batch for _, batch in second[3]["seen"]]
     assert stopped["code"] == TERMINATED and "Stopped after 20 of 40" in stopped["error"]  # the signal came to rank 1
     assert second[4]["left"] == 0 and len(second[4]["seen"]) == len(stopped["seen"]) == 20
@@ -120,14 +121,9 @@ def test_two_processes_train_as_one_and_go_on_exactly(
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-
-def test_what_one_process_meets_ends_the_other(asked: Asked, tmp_path: Path, pairs_folder: Path) -> None:
-    broken = [job(asked(pairs_folder, steps=9, val_check_interval=2), break_on=1, stop_at=5)]
-    codes, (first, second) = start_two(tmp_path / "jobs", broken)
-    assert codes == [0, 0]
-    assert second[0]["error"] == "The disk of this process is gone."
-    assert "Another process of this run ended" in first[0]["error"]
-    assert checkpoints.latest(tmp_path / "run") == checkpoints.folder_of(tmp_path / "run", 4)
+    assert second[6]["error"] == "The disk of this process is gone."  # and the other one does not wait for ever
+    assert "Another process of this run ended" in broken["error"]
+    assert checkpoints.latest(tmp_path / "broken") == checkpoints.folder_of(tmp_path / "broken", 4)
 
 
 def test_which_device_each_process_gets() -> None:

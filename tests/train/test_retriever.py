@@ -207,6 +207,20 @@ def test_sizes_of_vectors_that_the_model_has_not(asked: Asked, pairs_folder: Pat
     assert not asked(pairs_folder).save_dir.exists()
 
 
+def test_guide_average_and_sizes_as_a_user_types_them(
+    empty_folder: Path, encoder_folder: Path, make_encoder: Callable[..., Path], pairs_folder: Path
+) -> None:
+    words = ["train", "retriever", "--model", encoder_folder, "--data-dirs", pairs_folder, "--steps", 3]
+    words += ["--batch-size", 4, "--device", "cpu", "--loss", "gist", "--guide", make_encoder(seed=4), "--average", 0.9]
+    words += ["--start-share", 0.2, "--matryoshka-dims", "32,16", "--prompts", "query=the ", "passage=a ", "--no-bf16"]
+    assert app.run([*map(str, words), "--save-dir", "out", "--tensorboard", "--num-workers", "2"]) == 0
+    card = (empty_folder / "out" / "README.md").read_text()
+    assert "cut to their first 32, 16 numbers" in card and "20 % of the weights" in card and "moving average" in card
+    saved = json.loads((empty_folder / "out" / "config_sentence_transformers.json").read_text())
+    assert saved["prompts"]["query"] == "the " and saved["prompts"]["document"] == "a "
+    assert list((empty_folder / "out" / "logs" / "runs").iterdir())
+
+
 def test_prompts_are_told_in_three_ways() -> None:
     wanted = {"query": "q, a: ", "passage": "p: "}
     assert parse_prompts(["query=q, a: ", "document=p: "]) == wanted
