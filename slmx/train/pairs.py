@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from slmx.data.forms import content as content_of, detect, get
+from slmx.data.forms.example import CROPPED, Example, Reading
 from slmx.errors import SlmxError
 from slmx.events import Listener, Notice, nobody
-from slmx.files import atomic_write, hash_file, hash_value
+from slmx.files import atomic_write, hash_value, key_of
 from slmx.records import Record
-from slmx.train.forms import CROPPED, Example, detect, get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,19 +41,13 @@ class Pair(Record, frozen=True):
     document_key: int
 
 
-def key_of(*parts: str) -> int:
-    """A 64-bit signed hash of a text (white space at the ends does not count) or of an id with its dataset."""
-    joined = "\x00".join(part.strip() for part in parts)
-    return int.from_bytes(blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
-
-
 @dataclass(frozen=True)
 class TrainSet:
     """One dataset of pairs, memory-mapped.
 
     Attributes:
         name: the folder's name, with a number where two folders share it.
-        form: which of `slmx.train.forms` it has.
+        form: which of `slmx.data.forms` it has.
         content: a hash of the folder's content.
         query_keys, positive_keys: int64, shape (pairs,); for crops both are the document's key.
         rows: the place of each pair in the file, shape (pairs,).
@@ -171,11 +165,11 @@ def _open(folder: Path, form: str, name: str, cache_dir: Path, listen: Listener)
     import numpy as np
     import pyarrow as pa
 
-    content = _content(folder)
+    content = content_of(folder)
     path = cache_dir / "pairs" / f"{hash_value([VERSION, form, content])}.arrow"
     if not path.is_file():
         listen(Notice(f"Reading {folder} ({get(form).about})."))
-        _write(path, folder, form)
+        _write(path, folder, form, Reading(cache_dir))
     file = pa.ipc.open_file(pa.memory_map(str(path)))
     facts = msgspec.json.decode(file.schema.metadata[b"slmx"]) if file.schema.metadata else {}
     keys = [_column(file, place) for place in (1, 2)]
@@ -195,18 +189,12 @@ def _column(file: Any, place: int) -> NDArray[Any]:
     return np.concatenate([block.to_numpy(zero_copy_only=False) for block in blocks])
 
 
-def _content(folder: Path) -> str:
-    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
-    names = [file.name if folder.is_file() else file.relative_to(folder).as_posix() for file in files]
-    return hash_value([[name, hash_file(file)] for name, file in zip(names, files, strict=True)])
-
-
-def _write(path: Path, folder: Path, form: str) -> None:
+def _write(path: Path, folder: Path, form: str, how: Reading) -> None:
     """Two walks over the folder: the first checks and counts, the second writes what is kept."""
     import pyarrow as pa
 
     left_out = {"without a text": 0, "there twice": 0}
-    kept = sum(1 for _ in _usable(get(form).read(folder), form, left_out))
+    kept = sum(1 for _ in _usable(get(form).read(folder, how), form, left_out))
     if not kept:
         hint = "Are its columns and its relevance marks those of this form? --forms overrides what was told apart."
         raise SlmxError(f"{folder} ({form}) has no pair to train on.", hint=hint)
@@ -215,7 +203,7 @@ def _write(path: Path, folder: Path, form: str) -> None:
     schema = schema.with_metadata({"slmx": msgspec.json.encode(left_out)})
     encoder = msgspec.json.Encoder()
     with atomic_write(path) as out, pa.ipc.new_file(out, schema) as writer:
-        for block in _blocks(_usable(get(form).read(folder), form, {}), ROWS):
+        for block in _blocks(_usable(get(form).read(folder, how), form, {}), ROWS):
             columns = [
                 [encoder.encode(example) for example, _, _ in block],
                 [query for _, query, _ in block],

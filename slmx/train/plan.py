@@ -183,7 +183,7 @@ def _check(options: TrainOptions) -> None:
 
 def _hold_out(sets: list[TrainSet], val_sets: list[ValSet], options: TrainOptions, listen: Listener) -> list[TrainSet]:
     """The sets without the pairs of held-out questions."""
-    from slmx.train.pairs import key_of
+    from slmx.files import key_of
 
     if not options.hold_out:
         return sets

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from slmx.data.forms import detect
+from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
-from slmx.train.forms import Example, detect
-from slmx.train.pairs import TrainSet, crop, find_leaks, key_of, known_positives, open_sets
+from slmx.files import key_of
+from slmx.train.pairs import TrainSet, crop, find_leaks, known_positives, open_sets
 
 
 def opened(folder: Path, *more: Path, **settings: Any) -> list[TrainSet]:
