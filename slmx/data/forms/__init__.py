@@ -13,13 +13,18 @@ from pathlib import Path
 
 from slmx.data.forms.corpora import AUTORAG, BEIR, CROPS
 from slmx.data.forms.example import Form, Reading
+from slmx.data.forms.msmarco import MSMARCO
 from slmx.data.forms.tables import PAIRS, SYNTHETIC
+from slmx.data.forms.unarxive import DOC_DOC, QUERY_DOC
 from slmx.errors import UsageError
 from slmx.files import hash_file, hash_value, key_of
 from slmx.records import Passage
 from slmx.registry import unknown_name
 
 FORMS: dict[str, Form] = {  # the first that fits
+    "ms-marco": MSMARCO,
+    "unarxive-query-doc": QUERY_DOC,
+    "unarxive-doc-doc": DOC_DOC,
     "autorag": AUTORAG,
     "beir": BEIR,
     "crops": CROPS,
