@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from slmx.data.crop import Cropping
 from slmx.data.forms import content as content_of, detect, get
 from slmx.data.forms.example import CROPPED, Example, Reading
 from slmx.errors import SlmxError
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1  # of the cached form; raised when the same folder would give other rows
+VERSION = 2  # of the cached form; raised when the same folder would give other rows
 ROWS = 4096  # examples a block of the Arrow file
-MIN_SPAN = 10  # words a crop has at least, after Contriever
 SHOWN = 3  # examples of a problem that a warning names
 
 
@@ -53,6 +53,7 @@ class TrainSet:
         rows: the place of each pair in the file, shape (pairs,).
         negatives: how many pairs have hard negatives; `scored`, how many have a teacher's scores.
         left_out: pairs without a text and pairs that were there twice.
+        cropping: how documents are cut, in the form of crops.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TrainSet:
     negatives: int
     scored: int
     left_out: dict[str, int]
+    cropping: Cropping
     _file: Any
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class TrainSet:
         example = self.example(row)
         document = key_of(self.name, example.positive_id) if example.positive_id else int(self.positive_keys[row])
         if self.form == CROPPED:
-            first, second = crop(example.positive, seed, document, passed)
+            first, second = self.cropping.cut(example.positive, example.title, seed, document, passed)
             example = msgspec.structs.replace(example, query=first, positive=second)
         return Pair(
             dataset=self.name,
@@ -114,25 +116,14 @@ class TrainSet:
             yield self.example(row)
 
 
-def crop(text: str, seed: int, document: int, passed: int) -> tuple[str, str]:
-    """Two random word spans of a text, each of MIN_SPAN words up to the whole, drawn independently.
-
-    The same (seed, document, pass) gives the same spans. A text of fewer words is given whole, twice.
-    """
-    import random
-
-    words = text.split()
-    draw = random.Random(f"{seed} {document} {passed}")
-    spans = []
-    for _ in range(2):
-        size = draw.randint(min(MIN_SPAN, len(words)), len(words))
-        start = draw.randint(0, len(words) - size)
-        spans.append(" ".join(words[start : start + size]))
-    return spans[0], spans[1]
-
-
 def open_sets(
-    folders: Sequence[Path], *, cache_dir: Path, forms: Sequence[str] = (), listen: Listener = nobody
+    folders: Sequence[Path],
+    *,
+    cache_dir: Path,
+    forms: Sequence[str] = (),
+    names: Sequence[str] = (),
+    cropping: Cropping = Cropping(),  # noqa: B008 - frozen
+    listen: Listener = nobody,
 ) -> list[TrainSet]:
     """Open training folders in their order.
 
@@ -140,6 +131,8 @@ def open_sets(
         folders: a folder (or a file of pairs) a dataset.
         cache_dir: rows go to `cache_dir/pairs/`, by content.
         forms: names of forms that override what the files say; empty, or one a folder ("auto" leaves it to the files).
+        names: what the datasets are called; empty: as their folders.
+        cropping: how documents without questions are cut.
 
     Raises:
         UsageError: a folder that is absent, empty or of no known form, or forms that do not match the folders.
@@ -153,15 +146,15 @@ def open_sets(
     found = [detect(folder) if form == "auto" else form for folder, form in zip(folders, asked, strict=True)]
     for form in found:
         get(form)
+    cropping.check()
     sets: list[TrainSet] = []
-    for folder, form in zip(folders, found, strict=True):
-        plain = folder.resolve().name
+    for folder, form, plain in zip(folders, found, names or [f.resolve().name for f in folders], strict=True):
         same = sum(known.name == plain or known.name.startswith(f"{plain}-") for known in sets)
-        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, listen))
+        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, cropping, listen))
     return sets
 
 
-def _open(folder: Path, form: str, name: str, cache_dir: Path, listen: Listener) -> TrainSet:
+def _open(folder: Path, form: str, name: str, cache_dir: Path, cropping: Cropping, listen: Listener) -> TrainSet:
     import numpy as np
     import pyarrow as pa
 
@@ -176,7 +169,7 @@ def _open(folder: Path, form: str, name: str, cache_dir: Path, listen: Listener)
     negatives, scored = (int(_column(file, place).sum()) for place in (3, 4))
     rows = np.arange(len(keys[0]))
     left_out = {what: count for what, count in facts.items() if count}
-    opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, file)
+    opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, cropping, file)
     for what, count in left_out.items():
         listen(Notice(f"{name}: {count} pairs left out ({what}).", "warning"))
     return opened

@@ -64,7 +64,7 @@ def rows_of(mined: Mined) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("retriever", ["bm25", "encoder"])
-@pytest.mark.parametrize("settings", [{"relative_margin": 0.3}, {"margin": 0.02, "skip": 2}, {"pick": "random"}])
+@pytest.mark.parametrize("settings", [{"relative_margin": 0.1}, {"margin": 0.02, "skip": 2}, {"pick": "random"}])
 def test_the_rules_hold_for_every_row(
     folder: Path,
     asked: Callable[..., MineOptions],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from slmx.data.forms.corpora import AUTORAG, BEIR, CROPS
+from slmx.data.forms.corpora import AUTORAG, BEIR, CROPS, GOLD
 from slmx.data.forms.example import Form, Reading
 from slmx.data.forms.msmarco import MSMARCO
 from slmx.data.forms.tables import PAIRS, SYNTHETIC
@@ -27,6 +27,7 @@ FORMS: dict[str, Form] = {  # the first that fits
     "unarxive-doc-doc": DOC_DOC,
     "autorag": AUTORAG,
     "beir": BEIR,
+    "gold": GOLD,
     "crops": CROPS,
     "synthetic": SYNTHETIC,
     "pairs": PAIRS,

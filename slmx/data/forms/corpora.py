@@ -42,6 +42,27 @@ def _read_beir(folder: Path, how: Reading) -> Iterator[Example]:
 BEIR = Form("corpus.jsonl, queries.jsonl and qrels/train.tsv", _fits_beir, _read_beir, beir.read_corpus)
 
 
+# ---------------------------------------------------------------------------------------------------- gold passages
+
+
+def _read_gold(folder: Path, _how: Reading) -> Iterator[Example]:
+    """Every question with each of its gold passages, as `slmx.data.passages` marked them: long answers, else short."""
+    gold = {question.question_id: question.gold.at("long") for question in beir.read_queries(folder)}
+    wanted = {passage for ids in gold.values() for passage in ids}
+    texts = {p.passage_id: passage_text(p) for p in beir.read_corpus(folder) if p.passage_id in wanted}
+    for question in beir.read_queries(folder):
+        for passage_id in gold[question.question_id]:
+            if passage_id in texts:
+                query_id, query = question.question_id, question.question
+                yield Example(query=query, positive=texts[passage_id], query_id=query_id, positive_id=passage_id)
+
+
+# Never told apart by the files: the same folder may be there to be evaluated on.
+GOLD = Form(
+    "a dataset of questions with gold passages, by --forms", lambda _folder: False, _read_gold, beir.read_corpus
+)
+
+
 # ------------------------------------------------------------------------------------------------------------- AutoRAG
 
 
@@ -80,12 +101,13 @@ def _fits_crops(folder: Path) -> bool:
 
 
 def _read_crops(folder: Path, _how: Reading) -> Iterator[Example]:
-    """Every document as a positive without a query: both spans are cut when the pair is drawn (`slmx.train.pairs`)."""
-    for passage in _documents(folder):
-        yield Example(query="", positive=passage_text(passage), positive_id=passage.passage_id)
+    """Every document as a positive without a query: both pieces are cut when the pair is drawn (`slmx.data.crop`)."""
+    for passage in documents(folder):
+        yield Example(query="", positive=passage_text(passage), positive_id=passage.passage_id, title=passage.title)
 
 
-def _documents(folder: Path) -> Iterator[Passage]:
+def documents(folder: Path) -> Iterator[Passage]:
+    """The documents of corpus_train.tsv (title, text), else of corpus.jsonl."""
     if not (folder / "corpus_train.tsv").is_file():
         yield from beir.read_corpus(folder)
         return
@@ -95,6 +117,4 @@ def _documents(folder: Path) -> Iterator[Passage]:
             yield Passage(passage_id=str(line), title=title, text=abstract)
 
 
-CROPS = Form(
-    "corpus_train.tsv, or corpus.jsonl without train marks: random spans", _fits_crops, _read_crops, _documents
-)
+CROPS = Form("corpus_train.tsv, or corpus.jsonl without train marks: random spans", _fits_crops, _read_crops, documents)

@@ -16,6 +16,7 @@ class Example(Record, frozen=True):
     """One training pair: a query, a passage that answers it, and passages that do not.
 
     Ids are empty where the source has none. `scores` are a teacher's, the positive's first, then one a negative.
+    `title` is that with which the positive begins, where it matters (documents that are cropped).
     """
 
     query: str
@@ -25,6 +26,7 @@ class Example(Record, frozen=True):
     positive_id: str = ""
     negative_ids: list[str] = []
     scores: list[float] = []
+    title: str = ""
 
 
 @dataclass(frozen=True)
