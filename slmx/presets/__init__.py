@@ -56,6 +56,7 @@ class DatasetPreset(Preset):
 
     files: tuple[str, ...]
     train: str = Field(default="", description="the file of its part for training")
+    eval: str = Field(default="", description="the file of the other part")
     package: bool = Field(default=False, description="the files come with slmx")
     simple_qa: bool = Field(default=False, description="graded correct / incorrect / not attempted as well")
 
