@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_one_clear_line(rows_folder: Callable[..., Path],
 def test_gold_passages_of_a_dataset_are_pairs(
     empty_folder: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without --data-dirs: the part for training of the dataset in the settings, here of the sample that slmx brings."""
+    """Without --data-dirs: the part for training of the dataset in the settings; here of slmx's own sample."""
     import json
     from importlib.resources import files
 

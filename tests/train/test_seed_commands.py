@@ -20,7 +20,7 @@ def train(empty_folder: Path, encoder_folder: Path) -> Slmx:
 
     def run(*words: object, save_dir: str) -> None:
         small = ["--model", str(encoder_folder), "--steps", "2", "--batch-size", "3", "--device", "cpu"]
-        told = ["train", "retriever", "--loss", "mnrl", *map(str, words), "--save-dir", save_dir, *small]
+        told = ["train", "retriever", "--loss", "mnrl", *small, *map(str, words), "--save-dir", save_dir]
         assert app.run(told) == 0
         assert (empty_folder / save_dir / "model.safetensors").is_file()
 
