@@ -149,3 +149,142 @@ def two_label_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "two-labels"
     save_bert(folder, seed=8, labels=2)
     return folder
+
+
+# ------------------------------------------------------ training folders of forms that more than one room's tests read
+
+
+@pytest.fixture
+def msmarco_folder(tmp_path: Path) -> Path:
+    """Six passages, three queries, two mining systems; scores as a teacher's pickle of numpy numbers."""
+    import gzip
+    import json
+    import pickle
+
+    import numpy as np
+
+    folder = tmp_path / "msmarco"
+    (folder / "queries").mkdir(parents=True)
+    passages = [f"{title}: {text} ({number})" for number in range(2) for title, text in list(TEXTS.values())[:3]]
+    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(passages)), "utf-8")
+    queries = {10: "who kept the lamp", 11: "what ran on oil", 12: "where is the tower"}
+    lines = "".join(f"{qid}\t{text}\n" for qid, text in queries.items())
+    (folder / "queries" / "queries.train.tsv").write_text(lines, "utf-8")
+    rows = [
+        {"qid": 10, "pos": [0], "neg": {"bm25": [3, 1, 2], "dense": [4, 1]}},
+        {"qid": 11, "pos": [1, 4], "neg": {"bm25": [0, 5], "dense": [1, 2]}},
+        {"qid": 12, "pos": [2], "neg": {"bm25": [5]}},
+    ]
+    with gzip.open(folder / "msmarco-hard-negatives.jsonl.gz", "wt") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    scores = {
+        10: {0: 9.0, 3: 8.5, 1: 1.0, 2: -2.0, 4: 6.0},
+        11: {1: 7.0, 4: 5.0, 0: 2.0, 5: 2.5, 2: -1.0},
+        12: {2: 6.0, 5: 5.5},
+    }
+    small = {qid: {pid: np.float32(score) for pid, score in own.items()} for qid, own in scores.items()}
+    with gzip.open(folder / "cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz", "wb") as out:
+        pickle.dump(small, out)
+    return folder
+
+
+@pytest.fixture
+def unarxive_folder(tmp_path: Path) -> Path:
+    """Three papers, and three sentences that cite them, one of them a paper that is not there."""
+    import json
+
+    folder = tmp_path / "unarxive"
+    folder.mkdir()
+    papers = [("0704.1", "Lamps", "Of oil and light.", "cs"), ("0704.2", "Ships", "Of engines.", "cs")]
+    papers.append(("0704.3", "Towers", "", "cs"))
+    (folder / "collection.tsv").write_text("".join("\t".join(paper) + "\n" for paper in papers), "utf-8")
+    contexts = [
+        {"text": "Lamps and ships were studied [1, 2].", "cited_ids": ["0704.1", "0704.2"]},
+        {"text": "All of these [1-3] matter.", "cited_ids": ["0704.1", "0704.3", "0704.2"]},
+        {"text": "See also elsewhere.", "cited_ids": ["9999.9"]},
+    ]
+    (folder / "contexts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in contexts), "utf-8")
+    return folder
+
+
+# ---------- a tiny causal model with random weights and a byte-level tokenizer; and the real one, where it is at hand
+
+
+@pytest.fixture(scope="session")
+def shared(test_data: Path) -> Callable[[str], Path]:
+    """Gives a path of the real data, or skips the test where it is not."""
+
+    def path(name: str) -> Path:
+        found = test_data / name
+        if not found.exists():
+            pytest.skip(f"{found} is not here")
+        return found
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Callable[[str], Path]) -> Path:
+    """The real 260K-parameter story model."""
+    return shared("models/stories260K-hf")
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """Makes a tokenizer."""
+    return make_tokenizer
+
+
+def make_tokenizer():
+    """256 bytes, three special tokens and two that are added but not special, as Qwen3 has them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False), "  "])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a two-layer Llama with random weights: for what does not depend on sense."""
+    return make_tiny(tmp_path_factory.mktemp("models") / "tiny-random")
+
+
+@pytest.fixture
+def another_tiny(tmp_path: Path) -> Callable[..., Path]:
+    """Makes more of them: another name, seed, chat template or settings."""
+    return lambda name="tiny-random", **how: make_tiny(tmp_path / name, **how)
+
+
+def make_tiny(folder: Path, *, seed: int = 0, template: str = "", **generation: object) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    if template:
+        tokenizer.chat_template = template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -26,10 +26,15 @@ def group() -> None:
 
 @app.command("retriever")
 def retriever(
-    data_dirs: Annotated[
-        list[Path], typer.Option("--data-dirs", help="Training folders, one a dataset; their form is told apart.")
-    ],
     save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the trained model and its checkpoints.")],
+    data_dirs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data-dirs",
+            help="Training folders, one a dataset; their form is told apart.",
+            show_default="questions and gold passages of the dataset in the settings",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -40,8 +45,11 @@ def retriever(
     ] = "dense",
     forms: Annotated[
         list[str] | None,
-        typer.Option("--forms", help="Forms, one a folder: auto, autorag, beir, crops, synthetic, pairs …"),
+        typer.Option("--forms", help="Forms, one a folder: auto, ms-marco, unarxive-query-doc, beir, crops, pairs …"),
     ] = None,
+    crop: options.CropStyle = "spans",
+    crop_min_words: options.CropMinWords = 10,
+    crop_max_words: options.CropMaxWords = 0,
     weights: Annotated[str, typer.Option("--weights", help="One a folder: 33,33,34. Without: equal shares.")] = "",
     sampling: Annotated[
         str, typer.Option("--sampling", help="mixed (by item), alternate (batches in turn), weighted-alternate.")
@@ -134,12 +142,18 @@ def retriever(
     known = settings.load_with_hub_token()
     before = parse_prompts(prompts or [])
     asked = TrainOptions(
-        data_dirs=tuple(data_dirs),
+        data_dirs=tuple(data_dirs or ()),
+        dataset=known.eval.dataset,
+        words=known.passages.words,
+        overlap=known.passages.overlap,
         save_dir=save_dir,
         data_dir=data_dir or known.data_dir,
         cache_dir=cache_dir or known.cache_dir,
         model=model,
         forms=tuple(forms or ()),
+        crop=crop,
+        crop_min_words=crop_min_words,
+        crop_max_words=crop_max_words,
         weights=parse_weights(weights),
         sampling=sampling,
         loss=loss,
@@ -206,19 +220,19 @@ def _show_plan(asked: TrainOptions, *, on_the_way: bool = False) -> None:
 
 
 def _train(asked: TrainOptions, joined: Ranks, track: TrackOptions) -> None:
-    """Plan and train in this process; rank 0 alone speaks, and says nothing of the plan that its parent has shown."""
+    """Plan and train in this process; rank 0 alone speaks, and not of a plan that its parent has shown."""
     from slmx import console
     from slmx.events import nobody
     from slmx.signals import stopping
     from slmx.track.trackers import TrackOptions, open_trackers
+    from slmx.train import ranks
     from slmx.train.plan import plan_training, render_plan
     from slmx.train.retriever import render_report, train
 
-    if joined.world > 1:
-        planned = plan_training(asked, nobody)
-    else:
-        with console.listening() as listen:
-            planned = plan_training(asked, listen)
+    told = joined.main and not ranks.launched()
+    with console.listening() as listen:
+        planned = joined.together(lambda: plan_training(asked, listen if told else nobody))
+    if told:
         console.show(render_plan(planned.plan))
     with (
         stopping() as stop,

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from slmx.train.pairs import Pair, key_of
+from slmx.files import key_of
+from slmx.train.pairs import Pair
 
 Similarity = Literal["cosine", "dot"]
 Vectors = tuple[torch.Tensor, torch.Tensor]  # of queries and of passages

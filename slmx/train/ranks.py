@@ -30,6 +30,7 @@ from slmx.models.device import pick_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # while rank 0 validates the others wait; a process that died is noticed without it
+RUN_ID = "slmx-launch"
 GRACE_SECONDS = 600  # from a signal on: the time to finish a step and save
 
 
@@ -106,6 +107,11 @@ def inside() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def launched() -> bool:
+    """Was it `launch` that started this process, and not a torchrun by hand?"""
+    return os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID
+
+
 def devices(device: str, gpus: str = "", num_gpus: int | None = None) -> list[str]:
     """A device for each process that --device, --gpus ("0,1": ids) and --num-gpus (a count) ask for.
 
@@ -151,7 +157,7 @@ def launch(processes: int, argv: Sequence[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id="slmx",
+        run_id=RUN_ID,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from slmx.train.forms import Example
+from slmx.data.forms.example import Example
+from slmx.files import key_of
 from slmx.train.gradients import add_gradients, cut
 from slmx.train.losses import Batch, loss_of, make_batch, margin_mse, mnrl, similarities, triplet
-from slmx.train.pairs import Pair, key_of
+from slmx.train.pairs import Pair
 from slmx.train.ranks import Ranks
 from slmx.train.towers import Tower
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from slmx.data.forms import detect
+from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
-from slmx.train.forms import Example, detect
-from slmx.train.pairs import TrainSet, crop, find_leaks, key_of, known_positives, open_sets
+from slmx.files import key_of
+from slmx.train.pairs import TrainSet, find_leaks, known_positives, open_sets
 
 
 def opened(folder: Path, *more: Path, **settings: Any) -> list[TrainSet]:
@@ -96,7 +98,6 @@ def test_crops_depend_on_seed_document_and_pass_alone(crops_folder: Path) -> Non
     drawn = one.pair(2, 0, 1).example
     assert drawn.query in whole and drawn.positive in whole
     assert min(len(drawn.query.split()), len(drawn.positive.split())) >= 10
-    assert crop("only three words", 0, 0, 0) == ("only three words", "only three words")
 
 
 def test_known_positives_join_over_sets(beir_folder: Path, autorag_folder: Path, lines: list[tuple[str, str]]) -> None:
@@ -131,3 +132,34 @@ def test_what_cannot_be_read_is_one_clear_line(rows_folder: Callable[..., Path],
         opened(rows_folder("bad", {"query": "q", "positive": "p"}, {"query": "q"}))
     with pytest.raises(UsageError, match="no form of training data"):
         opened(foreign, forms=["pair"])
+
+
+def test_gold_passages_of_a_dataset_are_pairs(
+    empty_folder: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --data-dirs: the part for training of the dataset in the settings; here of slmx's own sample."""
+    import json
+    from importlib.resources import files
+
+    from slmx import app
+
+    train = ["train", "retriever", "--model", str(encoder_folder), "--batch-size", "4", "--save-dir", "x", "--dry-run"]
+    assert app.run(train) == 2
+    told = capsys.readouterr().err
+    assert "data/nq/nq_converted_train.json serves, and it is not here" in told and "slmx data process" in told
+    source = str(files("slmx") / "sample" / "NQ-open.dev.merged.jsonl")
+    assert app.run(["data", "convert", source, "--to", "data/nq/nq_converted.json", "--split", "0.8"]) == 0
+    capsys.readouterr()
+    assert app.run([*train, "--json"]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["sets"]
+    assert planned["name"] == "nq_converted_train" and planned["form"] == "gold" and planned["pairs"] > 100
+    from slmx.data.datasets import open_dataset
+
+    path = empty_folder / "data" / "nq" / "nq_converted_train.json"
+    dataset = open_dataset(str(path), data_dir=empty_folder, cache_dir=empty_folder / ".cache")
+    (one,) = open_sets([dataset.folder], cache_dir=empty_folder / ".cache", forms=["gold"])
+    gold = {question.question_id: question.gold.at("long") for question in dataset.questions()}
+    assert all(example.positive_id in gold[example.query_id] for example in one.examples())
+    assert (
+        app.run(["--quiet", "train", "retriever", "--save-dir", "x", "--dry-run", "--model", str(encoder_folder)]) == 0
+    )
