@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -191,6 +191,12 @@ def hash_bytes(*parts: bytes | str) -> str:
 def hash_value(value: Any) -> str:
     """SHA-256 of a value's JSON with sorted keys: the key of everything that is cached by content."""
     return sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
+
+
+def key_of(*parts: str) -> int:
+    """A 64-bit signed hash of a text (white space at the ends does not count) or of an id with its dataset."""
+    joined = "\x00".join(part.strip() for part in parts)
+    return int.from_bytes(blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
 
 
 def hash_file(path: Path) -> str:

@@ -30,6 +30,12 @@ Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a pass
 Overlap = Annotated[
     int | None, typer.Option("--overlap", min=0, help="Words that neighbouring passages share.", show_default="0")
 ]
+CropStyle = Annotated[
+    str,
+    typer.Option("--crop", help="Documents as pairs: spans (two of each), sentence (and the rest), title (and text)."),
+]
+CropMinWords = Annotated[int, typer.Option("--crop-min-words", min=1, help="Words a span, at least.")]
+CropMaxWords = Annotated[int, typer.Option("--crop-max-words", min=0, help="Words a span, at most; 0: no limit.")]
 Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: auto, english, russian, none.")]
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")

@@ -149,3 +149,59 @@ def two_label_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "two-labels"
     save_bert(folder, seed=8, labels=2)
     return folder
+
+
+# ------------------------------------------------------ training folders of forms that more than one room's tests read
+
+
+@pytest.fixture
+def msmarco_folder(tmp_path: Path) -> Path:
+    """Six passages, three queries, two mining systems; scores as a teacher's pickle of numpy numbers."""
+    import gzip
+    import json
+    import pickle
+
+    import numpy as np
+
+    folder = tmp_path / "msmarco"
+    (folder / "queries").mkdir(parents=True)
+    passages = [f"{title}: {text} ({number})" for number in range(2) for title, text in list(TEXTS.values())[:3]]
+    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(passages)), "utf-8")
+    queries = {10: "who kept the lamp", 11: "what ran on oil", 12: "where is the tower"}
+    lines = "".join(f"{qid}\t{text}\n" for qid, text in queries.items())
+    (folder / "queries" / "queries.train.tsv").write_text(lines, "utf-8")
+    rows = [
+        {"qid": 10, "pos": [0], "neg": {"bm25": [3, 1, 2], "dense": [4, 1]}},
+        {"qid": 11, "pos": [1, 4], "neg": {"bm25": [0, 5], "dense": [1, 2]}},
+        {"qid": 12, "pos": [2], "neg": {"bm25": [5]}},
+    ]
+    with gzip.open(folder / "msmarco-hard-negatives.jsonl.gz", "wt") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    scores = {
+        10: {0: 9.0, 3: 8.5, 1: 1.0, 2: -2.0, 4: 6.0},
+        11: {1: 7.0, 4: 5.0, 0: 2.0, 5: 2.5, 2: -1.0},
+        12: {2: 6.0, 5: 5.5},
+    }
+    small = {qid: {pid: np.float32(score) for pid, score in own.items()} for qid, own in scores.items()}
+    with gzip.open(folder / "cross-encoder-ms-marco-MiniLM-L-6-v2-scores.pkl.gz", "wb") as out:
+        pickle.dump(small, out)
+    return folder
+
+
+@pytest.fixture
+def unarxive_folder(tmp_path: Path) -> Path:
+    """Three papers, and three sentences that cite them, one of them a paper that is not there."""
+    import json
+
+    folder = tmp_path / "unarxive"
+    folder.mkdir()
+    papers = [("0704.1", "Lamps", "Of oil and light.", "cs"), ("0704.2", "Ships", "Of engines.", "cs")]
+    papers.append(("0704.3", "Towers", "", "cs"))
+    (folder / "collection.tsv").write_text("".join("\t".join(paper) + "\n" for paper in papers), "utf-8")
+    contexts = [
+        {"text": "Lamps and ships were studied [1, 2].", "cited_ids": ["0704.1", "0704.2"]},
+        {"text": "All of these [1-3] matter.", "cited_ids": ["0704.1", "0704.3", "0704.2"]},
+        {"text": "See also elsewhere.", "cited_ids": ["9999.9"]},
+    ]
+    (folder / "contexts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in contexts), "utf-8")
+    return folder

@@ -53,6 +53,11 @@ def read_corpus(folder: Path) -> Iterator[Passage]:
         yield Passage(passage_id=row.id, text=row.text, title=row.title or "", doc_id=row.doc_id or row.id)
 
 
+def passage_text(passage: Passage) -> str:
+    """The text that is indexed, for words and vectors alike: title, a space and text, as BEIR joins them."""
+    return f"{passage.title} {passage.text}".strip()
+
+
 def read_queries(folder: Path) -> Iterator[Question]:
     """The questions of a folder. Where slmx wrote it they have answers and gold passages, else neither."""
     path = folder / "queries.jsonl"

@@ -361,3 +361,43 @@ def _render_passages(result: Stored, to: Path) -> RenderableType:
         ("folder", str(to)),
     ]
     return console.table(f"Passages of {result.source}", ("", ""), rows)
+
+
+@app.command("crop")
+def crop(
+    source: Annotated[str, typer.Argument(help="A dataset, a BEIR folder, or a folder with corpus_train.tsv.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder of pairs to write.")],
+    style: options.CropStyle = "spans",
+    min_words: options.CropMinWords = 10,
+    max_words: options.CropMaxWords = 0,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="Pairs a document.")] = 1,
+    max_items: options.MaxItems = None,
+    seed: options.Seed = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Cut training pairs out of documents: two random spans, a sentence and the rest, or the title and the text.
+
+    The trainer does the same while it trains (`--forms crops`), with new pieces in each pass.
+
+    Example: `slmx data crop scifact --crop sentence --passes 2 --to scifact-crops`
+    """
+    from slmx import console, settings
+    from slmx.data.crop import Cropping, crop as work, render
+
+    known = settings.load()
+    with console.listening() as listen:
+        cropped = work(
+            source,
+            to,
+            data_dir=data_dir or known.data_dir,
+            cache_dir=cache_dir or known.cache_dir,
+            cropping=Cropping(style, min_words, max_words),
+            passes=passes,
+            seed=known.seed if seed is None else seed,
+            max_items=max_items,
+            overwrite=overwrite,
+            listen=listen,
+        )
+    console.result(cropped, render)

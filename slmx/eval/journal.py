@@ -6,19 +6,19 @@ crash is taken out and answered again, since in bf16 a text can depend on its ba
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
-from slmx.errors import RefusedError, SlmxError
+from slmx.errors import SlmxError
+from slmx.journal import open_locked
 from slmx.records import Prediction, Record
 
 NAME = "predictions.jsonl"
+BUSY = "Wait for it to end, or give this run another --name."
 
 
 class Entry(Record, frozen=True):
@@ -35,7 +35,7 @@ class Journal:
         """`batches` are the question ids of each batch of the plan. Use `open_journal`."""
         self.path = path
         self._batches = [list(batch) for batch in batches]
-        self._stream = _open_locked(path)
+        self._stream = open_locked(path, hint=BUSY)
         self.done = self._recover()
 
     def _recover(self) -> int:
@@ -103,20 +103,8 @@ def locked(folder: Path) -> Iterator[None]:
     if not (folder / NAME).exists():
         yield
         return
-    with _open_locked(folder / NAME):
+    with open_locked(folder / NAME, hint=BUSY):
         yield
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    stream = path.open("ab")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
-        raise RefusedError(
-            f"Another process is writing {path}.", hint="Wait for it to end, or give this run another --name."
-        ) from None
-    return stream
 
 
 def read_predictions(folder: Path) -> dict[str, Prediction]:

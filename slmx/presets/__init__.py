@@ -52,6 +52,7 @@ class DatasetPreset(Preset):
     """A dataset by name: the files under the data folder that hold it, the first that exists is taken."""
 
     files: tuple[str, ...]
+    train: str = Field(default="", description="the file of its part for training")
     package: bool = Field(default=False, description="the files come with slmx")
     simple_qa: bool = Field(default=False, description="graded correct / incorrect / not attempted as well")
 

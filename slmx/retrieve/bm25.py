@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slmx.data.beir import passage_text
 from slmx.errors import UsageError
 from slmx.events import Listener, Progress, nobody
 from slmx.files import hash_value, write_json
 from slmx.records import Hit, Question, Ranking
 from slmx.registry import unknown_name
 from slmx.retrieve.folders import IndexFolder, damaged, find_or_build, save_array
-from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k, passage_text
+from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k
 from slmx.retrieve.topk import top_k
 
 VERSION = 1

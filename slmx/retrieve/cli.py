@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,3 +115,86 @@ def _render_answer(answer: Answer) -> RenderableType:
     rows = [[str(hit.rank), f"{hit.score:.4g}", hit.title or hit.passage_id, hit.text] for hit in answer.hits]
     title = f"{answer.retriever}, {1000 * answer.seconds:.0f} ms: {answer.query}"
     return table(title, ["rank", "score", "title", "text"], rows, left=4)
+
+
+@app.command("mine")
+def mine(
+    source: Annotated[str, typer.Argument(help="A training folder with queries and positives, or a BEIR set's name.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder of pairs to write.")],
+    retriever: Annotated[
+        str,
+        typer.Option(
+            "--retriever",
+            help="Who ranks: bm25, dense, hybrid, or an encoder's folder or Hub id.",
+            autocompletion=options.preset_names("retrievers"),
+        ),
+    ] = "bm25",
+    corpus: Annotated[
+        str | None,
+        typer.Option("--corpus", help="Where negatives come from.", show_default="the source's own passages"),
+    ] = None,
+    form: Annotated[str, typer.Option("--form", help="The source's form; auto looks at its files.")] = "auto",
+    split: Annotated[str, typer.Option("--split", help="Which marks of a BEIR folder; never test.")] = "train",
+    k: Annotated[int, typer.Option("--k", min=1, help="Places of a ranking that are looked at.")] = 100,
+    negatives: Annotated[int, typer.Option("--negatives", min=1, help="Negatives a pair, at most.")] = 8,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Leave out the first N that are no known positives.")] = 0,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="A negative scores below the positive by more than this.")
+    ] = None,
+    relative_margin: Annotated[
+        float, typer.Option("--relative-margin", help="The same as a share of the positive's score.")
+    ] = 0.05,
+    any_score: Annotated[
+        bool, typer.Option("--any-score", help="No margin: also what scores above the positive, or if it is not found.")
+    ] = False,
+    max_score: Annotated[float | None, typer.Option("--max-score", help="No negative scores above it.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="No negative scores below it.")] = None,
+    pick: Annotated[str, typer.Option("--pick", help="top: the best that are left; random: any of them.")] = "top",
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="A cross-encoder whose scores count (margins, bounds) and are written."),
+    ] = None,
+    language: options.Language = "auto",
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Mine hard negatives for training pairs. Killed or stopped, the same command goes on where it was.
+
+    Example: `slmx retrieve mine scifact --retriever dense --negatives 4 --to scifact-mined`
+    """
+    from slmx import console, settings
+    from slmx.retrieve.mine import MineOptions, mine as work, render
+    from slmx.signals import stopping
+
+    known = settings.load_with_hub_token()
+    asked = MineOptions(
+        source=source,
+        to=to,
+        data_dir=data_dir or known.data_dir,
+        cache_dir=cache_dir or known.cache_dir,
+        retriever=retriever,
+        corpus=corpus,
+        form=form,
+        split=split,
+        k=k,
+        negatives=negatives,
+        skip=skip,
+        margin=None if any_score else margin,
+        relative_margin=None if any_score else relative_margin,
+        max_score=inf if max_score is None else max_score,
+        min_score=-inf if min_score is None else min_score,
+        pick=pick,
+        seed=known.seed if seed is None else seed,
+        teacher=teacher,
+        language=language,
+        device=device or known.device,
+        dtype=dtype or known.dtype,
+        overwrite=overwrite,
+    )
+    with stopping(console.note) as stop, console.listening() as listen:
+        mined = work(asked, stop=stop, listen=listen)
+    console.result(mined, render)

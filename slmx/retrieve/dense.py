@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmx.data.beir import passage_text
 from slmx.errors import UsageError
 from slmx.events import Listener, Progress, nobody
 from slmx.files import hash_value, write_json
 from slmx.models.encoders import Encoder, resolve
 from slmx.records import Hit, Question, Ranking
 from slmx.retrieve.folders import IndexFolder, damaged, find_or_build
-from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k, passage_text
+from slmx.retrieve.retrievers import NO_CORPUS, Opening, check_k
 from slmx.retrieve.topk import merge, top_k_rows
 from slmx.retrieve.vectors import VectorStore, digest
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slmx.data.beir import passage_text
 from slmx.errors import SlmxError
 from slmx.events import Listener, Progress, nobody
 from slmx.models.encoders import content, load_folder, resolve
 from slmx.records import Hit, Question, Ranking
-from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, model_name, passage_text
+from slmx.retrieve.retrievers import Corpus, Opening, Retriever, check_k, find_passages, model_name
 
 VERSION = 1
 ORDER = 2  # raised when the same scores come to give another ranking

@@ -146,11 +146,6 @@ def model_name(id_or_path: str) -> str:
     return whole.parent.name if whole.name == "model" else whole.name  # "model" alone would tell nothing
 
 
-def passage_text(passage: Passage) -> str:
-    """The text that is indexed, for words and vectors alike: title, a space and text, as BEIR joins them."""
-    return f"{passage.title} {passage.text}".strip()
-
-
 def find_passages(corpus: Corpus, ids: set[str]) -> dict[str, Passage]:
     """The passages with these ids, in one walk through the corpus that ends when all are found."""
     if not ids:

@@ -25,10 +25,15 @@ def group() -> None:
 
 @app.command("retriever")
 def retriever(
-    data_dirs: Annotated[
-        list[Path], typer.Option("--data-dirs", help="Training folders, one a dataset; their form is told apart.")
-    ],
     save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the trained model and its checkpoints.")],
+    data_dirs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data-dirs",
+            help="Training folders, one a dataset; their form is told apart.",
+            show_default="questions and gold passages of the dataset in the settings",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -39,8 +44,11 @@ def retriever(
     ] = "dense",
     forms: Annotated[
         list[str] | None,
-        typer.Option("--forms", help="Forms, one a folder: auto, autorag, beir, crops, synthetic, pairs …"),
+        typer.Option("--forms", help="Forms, one a folder: auto, ms-marco, unarxive-query-doc, beir, crops, pairs …"),
     ] = None,
+    crop: options.CropStyle = "spans",
+    crop_min_words: options.CropMinWords = 10,
+    crop_max_words: options.CropMaxWords = 0,
     weights: Annotated[str, typer.Option("--weights", help="One a folder: 33,33,34. Without: equal shares.")] = "",
     sampling: Annotated[
         str, typer.Option("--sampling", help="mixed (by item), alternate (batches in turn), weighted-alternate.")
@@ -131,12 +139,18 @@ def retriever(
     known = settings.load_with_hub_token()
     before = parse_prompts(prompts or [])
     asked = TrainOptions(
-        data_dirs=tuple(data_dirs),
+        data_dirs=tuple(data_dirs or ()),
+        dataset=known.eval.dataset,
+        words=known.passages.words,
+        overlap=known.passages.overlap,
         save_dir=save_dir,
         data_dir=data_dir or known.data_dir,
         cache_dir=cache_dir or known.cache_dir,
         model=model,
         forms=tuple(forms or ()),
+        crop=crop,
+        crop_min_words=crop_min_words,
+        crop_max_words=crop_max_words,
         weights=parse_weights(weights),
         sampling=sampling,
         loss=loss,

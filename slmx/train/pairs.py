@@ -9,42 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from slmx.data.crop import Cropping
+from slmx.data.forms import content as content_of, detect, get
+from slmx.data.forms.example import CROPPED, Example, Reading
 from slmx.errors import SlmxError
 from slmx.events import Listener, Notice, nobody
-from slmx.files import atomic_write, hash_file, hash_value
+from slmx.files import atomic_write, hash_value, key_of
 from slmx.records import Record
-from slmx.train.forms import CROPPED, Example, detect, get
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1  # of the cached form; raised when the same folder would give other rows
+VERSION = 2  # of the cached form; raised when the same folder would give other rows
 ROWS = 4096  # examples a block of the Arrow file
-MIN_SPAN = 10  # words a crop has at least, after Contriever
 SHOWN = 3  # examples of a problem that a warning names
 
 
 class Pair(Record, frozen=True):
-    """What a batch holds of one drawn pair. Keys are 64-bit hashes: equal texts, or documents, have equal keys."""
+    """What a batch holds of one drawn pair. Keys are 64-bit hashes: equal texts, or documents, have equal keys.
+
+    `source_key` is that of the positive's text as the folder has it: where spans are cut, that of the whole document,
+    by which another dataset's passages know it.
+    """
 
     dataset: str
     example: Example
     query_key: int
     positive_key: int
+    source_key: int
     document_key: int
-
-
-def key_of(*parts: str) -> int:
-    """A 64-bit signed hash of a text (white space at the ends does not count) or of an id with its dataset."""
-    joined = "\x00".join(part.strip() for part in parts)
-    return int.from_bytes(blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class TrainSet:
 
     Attributes:
         name: the folder's name, with a number where two folders share it.
-        form: which of `slmx.train.forms` it has.
+        form: which of `slmx.data.forms` it has.
         content: a hash of the folder's content.
         query_keys, positive_keys: int64, shape (pairs,); for crops both are the document's key.
         rows: the place of each pair in the file, shape (pairs,).
         negatives: how many pairs have hard negatives; `scored`, how many have a teacher's scores.
         left_out: pairs without a text and pairs that were there twice.
+        cropping: how documents are cut, in the form of crops.
     """
 
     name: str
@@ -70,6 +70,7 @@ class TrainSet:
     negatives: int
     scored: int
     left_out: dict[str, int]
+    cropping: Cropping
     _file: Any
 
     def __len__(self) -> int:
@@ -115,13 +116,14 @@ class TrainSet:
         example = self.example(row)
         document = key_of(self.name, example.positive_id) if example.positive_id else int(self.positive_keys[row])
         if self.form == CROPPED:
-            first, second = crop(example.positive, seed, document, passed)
+            first, second = self.cropping.cut(example.positive, example.title, seed, document, passed)
             example = msgspec.structs.replace(example, query=first, positive=second)
         return Pair(
             dataset=self.name,
             example=example,
             query_key=key_of(example.query),
             positive_key=key_of(example.positive),
+            source_key=int(self.positive_keys[row]),
             document_key=document,
         )
 
@@ -131,25 +133,14 @@ class TrainSet:
             yield self.example(row)
 
 
-def crop(text: str, seed: int, document: int, passed: int) -> tuple[str, str]:
-    """Two random word spans of a text, each of MIN_SPAN words up to the whole, drawn independently.
-
-    The same (seed, document, pass) gives the same spans. A text of fewer words is given whole, twice.
-    """
-    import random
-
-    words = text.split()
-    draw = random.Random(f"{seed} {document} {passed}")
-    spans = []
-    for _ in range(2):
-        size = draw.randint(min(MIN_SPAN, len(words)), len(words))
-        start = draw.randint(0, len(words) - size)
-        spans.append(" ".join(words[start : start + size]))
-    return spans[0], spans[1]
-
-
 def open_sets(
-    folders: Sequence[Path], *, cache_dir: Path, forms: Sequence[str] = (), listen: Listener = nobody
+    folders: Sequence[Path],
+    *,
+    cache_dir: Path,
+    forms: Sequence[str] = (),
+    names: Sequence[str] = (),
+    cropping: Cropping = Cropping(),  # noqa: B008 - frozen
+    listen: Listener = nobody,
 ) -> list[TrainSet]:
     """Open training folders in their order.
 
@@ -157,6 +148,8 @@ def open_sets(
         folders: a folder (or a file of pairs) a dataset.
         cache_dir: rows go to `cache_dir/pairs/`, by content.
         forms: names of forms that override what the files say; empty, or one a folder ("auto" leaves it to the files).
+        names: what the datasets are called; empty: as their folders.
+        cropping: how documents without questions are cut.
 
     Raises:
         UsageError: a folder that is absent, empty or of no known form, or forms that do not match the folders.
@@ -170,30 +163,30 @@ def open_sets(
     found = [detect(folder) if form == "auto" else form for folder, form in zip(folders, asked, strict=True)]
     for form in found:
         get(form)
+    cropping.check()
     sets: list[TrainSet] = []
-    for folder, form in zip(folders, found, strict=True):
-        plain = folder.resolve().name
+    for folder, form, plain in zip(folders, found, names or [f.resolve().name for f in folders], strict=True):
         same = sum(known.name == plain or known.name.startswith(f"{plain}-") for known in sets)
-        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, listen))
+        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, cropping, listen))
     return sets
 
 
-def _open(folder: Path, form: str, name: str, cache_dir: Path, listen: Listener) -> TrainSet:
+def _open(folder: Path, form: str, name: str, cache_dir: Path, cropping: Cropping, listen: Listener) -> TrainSet:
     import numpy as np
     import pyarrow as pa
 
-    content = _content(folder)
+    content = content_of(folder)
     path = cache_dir / "pairs" / f"{hash_value([VERSION, form, content])}.arrow"
     if not path.is_file():
         listen(Notice(f"Reading {folder} ({get(form).about})."))
-        _write(path, folder, form)
+        _write(path, folder, form, Reading(cache_dir))
     file = pa.ipc.open_file(pa.memory_map(str(path)))
     facts = msgspec.json.decode(file.schema.metadata[b"slmx"]) if file.schema.metadata else {}
     keys = [_column(file, place) for place in (1, 2)]
     negatives, scored = (int(_column(file, place).sum()) for place in (3, 4))
     rows = np.arange(len(keys[0]))
     left_out = {what: count for what, count in facts.items() if count}
-    opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, file)
+    opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, cropping, file)
     for what, count in left_out.items():
         listen(Notice(f"{name}: {count} pairs left out ({what}).", "warning"))
     return opened
@@ -206,18 +199,12 @@ def _column(file: Any, place: int) -> NDArray[Any]:
     return np.concatenate([block.to_numpy(zero_copy_only=False) for block in blocks])
 
 
-def _content(folder: Path) -> str:
-    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
-    names = [file.name if folder.is_file() else file.relative_to(folder).as_posix() for file in files]
-    return hash_value([[name, hash_file(file)] for name, file in zip(names, files, strict=True)])
-
-
-def _write(path: Path, folder: Path, form: str) -> None:
+def _write(path: Path, folder: Path, form: str, how: Reading) -> None:
     """Two walks over the folder: the first checks and counts, the second writes what is kept."""
     import pyarrow as pa
 
     left_out = {"without a text": 0, "there twice": 0}
-    kept = sum(1 for _ in _usable(get(form).read(folder), form, left_out))
+    kept = sum(1 for _ in _usable(get(form).read(folder, how), form, left_out))
     if not kept:
         hint = "Are its columns and its relevance marks those of this form? --forms overrides what was told apart."
         raise SlmxError(f"{folder} ({form}) has no pair to train on.", hint=hint)
@@ -226,7 +213,7 @@ def _write(path: Path, folder: Path, form: str) -> None:
     schema = schema.with_metadata({"slmx": msgspec.json.encode(left_out)})
     encoder = msgspec.json.Encoder()
     with atomic_write(path) as out, pa.ipc.new_file(out, schema) as writer:
-        for block in _blocks(_usable(get(form).read(folder), form, {}), ROWS):
+        for block in _blocks(_usable(get(form).read(folder, how), form, {}), ROWS):
             columns = [
                 [encoder.encode(example) for example, _, _ in block],
                 [query for _, query, _ in block],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from slmx.data.crop import Cropping
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, nobody
 from slmx.records import Record
@@ -34,6 +35,7 @@ class TrainOptions:
     `scale` None: 20 for cosine similarity, 1 for dot product. `mini_batch_tokens` None: what fits the device.
     `val_check_interval` None: a tenth of the steps, at least 10. `average` and `start_share`: see
     `slmx.train.update.Update`.
+    Without `data_dirs`, the part for training of `dataset` serves, cut into passages by `words` and `overlap`.
     `hold_out` is the share of the validation split's questions that judge and are kept out of training; 0: all of them
     judge, and none is kept out.
     """
@@ -44,6 +46,12 @@ class TrainOptions:
     cache_dir: Path
     model: str = "dense"
     forms: tuple[str, ...] = ()
+    dataset: str = "nq"
+    words: int = 100
+    overlap: int = 0
+    crop: str = "spans"
+    crop_min_words: int = 10
+    crop_max_words: int = 0
     weights: tuple[float, ...] = ()
     sampling: str = "mixed"
     loss: str = "mnrl"
@@ -187,7 +195,16 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
     from slmx.train.validation import open_val_sets
 
     _check(options)
-    sets = open_sets(options.data_dirs, cache_dir=options.cache_dir, forms=options.forms, listen=listen)
+    cropping = Cropping(options.crop, options.crop_min_words, options.crop_max_words)
+    options, names = (options, ()) if options.data_dirs else with_gold_pairs(options, listen)
+    sets = open_sets(
+        options.data_dirs,
+        cache_dir=options.cache_dir,
+        forms=options.forms,
+        names=names,
+        cropping=cropping,
+        listen=listen,
+    )
     name, preset = find_preset(options.model)
     if preset.retriever != "dense":
         raise UsageError(f"{options.model} has no weights to train.", hint="Give a dense preset, a folder or a Hub id.")
@@ -224,6 +241,40 @@ def _guide(name: str, listen: Listener) -> Path:
     return resolve(preset.model, preset.package, listen=listen)
 
 
+def with_gold_pairs(options: TrainOptions, listen: Listener) -> tuple[TrainOptions, tuple[str, ...]]:
+    """The options with the question → gold passage pairs of the dataset in the settings, and what they are called.
+
+    Raises:
+        UsageError: the dataset has no part for training, or it is not here; says what makes it.
+    """
+    from slmx.data.datasets import locate, open_dataset
+    from slmx.presets import DatasetPreset, find
+
+    found = find(DatasetPreset, options.dataset)
+    if found is None:  # a BEIR folder, whose train marks say what answers what
+        return replace(options, data_dirs=(locate(options.dataset, options.data_dir)[1],)), ()
+    own, preset = found
+    if not preset.train:
+        raise UsageError(
+            f"The dataset {own} has no part for training.", hint="Name training data: --data-dirs FOLDER …"
+        )
+    path = options.data_dir / preset.train
+    if not path.is_file():
+        hint = f"`slmx data process --mode {Path(preset.train).parent.name}` makes it; or name folders: --data-dirs …"
+        raise UsageError(f"Without --data-dirs {path} serves, and it is not here.", hint=hint)
+    opened = open_dataset(
+        str(path),
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
+        words=options.words,
+        overlap=options.overlap,
+        listen=listen,
+    )
+    if not opened.has_passages:
+        raise UsageError(f"{path} has no documents, so no gold passages.", hint="Name training data: --data-dirs …")
+    return replace(options, data_dirs=(opened.folder,), forms=("gold",)), (opened.name,)
+
+
 def _check(options: TrainOptions) -> None:
     from slmx.registry import unknown_name
     from slmx.train.losses import LOSSES
@@ -233,8 +284,6 @@ def _check(options: TrainOptions) -> None:
         raise unknown_name("loss", options.loss, LOSSES)
     if options.pooling and options.pooling not in POOLINGS:
         raise unknown_name("pooling", options.pooling, POOLINGS)
-    if not options.data_dirs:
-        raise UsageError("No training data is named.", hint="--data-dirs FOLDER …")
     if options.steps is not None and options.epochs is not None:
         raise UsageError("--steps and --epochs both say how long.", hint="Give one of them.")
     if (options.loss == "gist") != bool(options.guide):
@@ -254,7 +303,7 @@ def _check(options: TrainOptions) -> None:
 
 def _hold_out(sets: list[TrainSet], val_sets: list[ValSet], options: TrainOptions, listen: Listener) -> list[TrainSet]:
     """The sets without the pairs of held-out questions."""
-    from slmx.train.pairs import key_of
+    from slmx.files import key_of
 
     if not options.hold_out:
         return sets

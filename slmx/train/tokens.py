@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slmx.data.forms.example import CROPPED, Example
 from slmx.events import Listener, Progress, nobody
 from slmx.files import atomic_write, hash_value
-from slmx.train.forms import CROPPED, Example
 from slmx.train.pairs import ROWS, TrainSet
 
 if TYPE_CHECKING:

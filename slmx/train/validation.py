@@ -11,10 +11,10 @@ from slmx.data.beir import Qrels
 from slmx.data.datasets import Dataset, open_dataset
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, Progress, nobody
+from slmx.files import key_of
 from slmx.records import Passage, Question
 from slmx.retrieve.evaluate import evaluate
 from slmx.retrieve.opening import open_retriever
-from slmx.train.pairs import key_of
 from slmx.train.towers import Tower
 
 METRIC = "ndcg@10"

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from slmx.data.forms import detect
+from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
-from slmx.train.forms import Example, detect
-from slmx.train.pairs import TrainSet, crop, find_leaks, key_of, known_positives, open_sets
+from slmx.files import key_of
+from slmx.train.pairs import TrainSet, find_leaks, known_positives, open_sets
 
 
 def opened(folder: Path, *more: Path, **settings: Any) -> list[TrainSet]:
@@ -96,7 +98,6 @@ def test_crops_depend_on_seed_document_and_pass_alone(crops_folder: Path) -> Non
     drawn = one.pair(2, 0, 1).example
     assert drawn.query in whole and drawn.positive in whole
     assert min(len(drawn.query.split()), len(drawn.positive.split())) >= 10
-    assert crop("only three words", 0, 0, 0) == ("only three words", "only three words")
 
 
 def test_known_positives_join_over_sets(beir_folder: Path, autorag_folder: Path, lines: list[tuple[str, str]]) -> None:
