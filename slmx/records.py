@@ -106,7 +106,8 @@ class Completion(Record, frozen=True):
     """What a generator gives back for one request.
 
     `stop` says which rule ended it; `thinking` is the block that was taken out of `text`, if there was one.
-    Token counts are 0 for generators that have no tokens; `error` is the message of a failed generation.
+    Token counts are 0 for generators that have no tokens; `error` is the message of a failed generation. `log_prob` is
+    the mean natural logarithm of the new tokens' probabilities, the ending one's among them; None unless asked for.
     """
 
     question_id: str
@@ -116,6 +117,7 @@ class Completion(Record, frozen=True):
     new_tokens: int = 0
     thinking: str = ""
     error: str = ""
+    log_prob: float | None = None
 
 
 class Prediction(Record, frozen=True, omit_defaults=False):

@@ -1,4 +1,4 @@
-"""Text as the metrics see it: normalised words, runs of words, and sentences. English and Russian.
+"""Text as the metrics see it: normalised words, runs of words, and sentences; and templates. English and Russian.
 
 Normalisers go by name, so that the name can be stored beside every number made with one:
 
@@ -20,11 +20,12 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CYRILLIC = re.compile(r"[\u0400-\u052f]")
 _STRESS = "\u0301"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -123,6 +124,24 @@ class WordText:
 def holds_answer(text: str, answers: Iterable[str], normaliser: str = "norm") -> bool:
     """Does one of the answers stand in `text` on word boundaries ("us" is not in "russia")?"""
     return WordText(text, normaliser).holds_any(answers)
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with each `{name}` of `values` replaced, in one pass; other braces are plain text.
+
+    A line that is blank only because its values are empty is left out, with one of two blank lines around it, so that
+    an empty title or an empty list of passages leaves no gap.
+    """
+    lines: list[str] = []
+    gap = False
+    for line in template.split("\n"):
+        filled = _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), line)
+        if not filled.strip() and line.strip():
+            gap = not lines or not lines[-1].strip()
+        elif not (gap and not filled.strip()):
+            lines.append(filled)
+            gap = False
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------- sentences

@@ -204,6 +204,35 @@ def locate(name_or_path: str, data_dir: Path) -> tuple[str, Path, bool]:
     raise _nothing(name_or_path, data_dir)
 
 
+def split_ids(name_or_path: str, split: str, *, data_dir: Path) -> set[str]:
+    """The ids of the questions of one part of a dataset, "train" or "eval", or what the qrels of a folder are called.
+
+    The parts of a file are the files that `slmx data convert --split` writes beside it; a preset names its own.
+
+    Raises:
+        UsageError: the dataset has no such part; says what makes it.
+    """
+    found = find(DatasetPreset, name_or_path)
+    path = locate(name_or_path, data_dir)[1]
+    if path.is_dir():
+        marks = path / "qrels" / f"{split}.tsv"
+        if not marks.is_file():
+            known = ", ".join(beir.splits(path)) or "none"
+            raise UsageError(f"{path} has no part {split!r}.", hint=f"There are: {known}.")
+        return set(beir.read_qrels(marks))
+    named = getattr(found[1], split, "") if found is not None and split in ("train", "eval") else ""
+    plain = _ENDINGS.sub("", path.name)
+    part = (
+        data_dir / named if named else path.with_name(f"{plain}_{split}{path.name[len(plain) :].removesuffix('.gz')}")
+    )
+    if split not in ("train", "eval") or not part.is_file():
+        hint = (
+            f"The parts are train and eval. `slmx data convert {path} --to FILE --split 0.8` writes both; they lie in "
+        )
+        raise UsageError(f"{name_or_path} has no part {split!r} here ({part}).", hint=f"{hint}{part.parent}.")
+    return {row.question.question_id for row in sources.read(part) if isinstance(row, sources.Item)}
+
+
 def _preset_file(name: str, preset: DatasetPreset, data_dir: Path) -> Path:
     places = [
         Path(str(resources("slmx") / "sample" / file)) if preset.package else data_dir / file for file in preset.files

@@ -57,6 +57,10 @@ def run(
     oracle: Annotated[str, typer.Option("--oracle", help="Gold passages of the long or short answer, or document.")] = (
         "long"
     ),
+    split: Annotated[
+        str,
+        typer.Option("--split", help="Only one part: train or eval; of a BEIR folder, its qrels.", show_default="all"),
+    ] = "",
     reranker: options.Reranker = None,
     language: options.Language = "auto",
     max_samples: Annotated[int | None, typer.Option("--max-samples", min=1, help="A seeded sample.")] = None,
@@ -120,6 +124,7 @@ def run(
         output_dir=output_dir or known.output_dir,
         corpus=corpus,
         oracle=options.gold_level(oracle),
+        split=split,
         name=name,
         reranker=reranker or "",
         language=language,

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from slmx.data.datasets import Dataset, open_dataset
+from slmx.data.datasets import Dataset, open_dataset, split_ids
 from slmx.errors import PartlyDone, SlmxError, UsageError
 from slmx.eval.cell import CellRun, CellWork, run_cell
 from slmx.eval.metrics import check_metrics
@@ -27,6 +27,7 @@ from slmx.models.generators import name_of, open_generator
 from slmx.records import GoldLevel, Passage, Question, Ranking, Record
 from slmx.retrieve.opening import open_retriever
 from slmx.retrieve.retrievers import RETRIEVERS, Retriever, find_passages, find_preset, model_name
+from slmx.retrieve.trained import TRAINING_IDS, seen_in_training
 from slmx.signals import Stop
 from slmx.track.memory import MemoryLog
 from slmx.track.trackers import NO_TRACKERS, Trackers
@@ -46,6 +47,7 @@ class RunOptions:
     output_dir: Path
     corpus: str = ""
     oracle: GoldLevel = "long"
+    split: str = ""
     name: str = ""
     reranker: str = ""
     language: str = "auto"
@@ -125,6 +127,9 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
     retrievers = {_retriever_name(options, name): name for name in options.retrievers}
     dataset = _dataset(options, options.dataset, recorder)
     everything = dataset.questions()
+    if options.split:
+        part = split_ids(options.dataset, options.split, data_dir=options.data_dir)
+        everything = [question for question in everything if question.question_id in part]
     questions = sample(everything, size, options.seed)
     if not questions:
         raise UsageError(f"{options.dataset} holds no questions.", hint="`slmx data describe` tells what it holds.")
@@ -133,7 +138,8 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
             f"{dataset.name} has questions without answers, so answers cannot be scored.",
             hint=f"Its relevance marks can: slmx eval retrieval --models bm25 --datasets {options.dataset}",
         )
-    cells = make_cells(names, dataset.name, options.modes, list(retrievers), options.ks)
+    shown = f"{dataset.name}_{options.split}" if options.split else dataset.name
+    cells = make_cells(names, shown, options.modes, list(retrievers), options.ks)
     if any(cell.context == "retrieved" for cell in cells) and not dataset.has_passages and not options.corpus:
         raise UsageError(
             f"{dataset.name} has no passages to retrieve from.",
@@ -146,15 +152,27 @@ def plan_run(options: RunOptions, listen: Listener = nobody) -> Planned:
         )
     plan = Plan(
         cells=cells,
-        dataset=dataset.name,
+        dataset=shown,
         questions=len(questions),
         of=len(everything),
         oracle=options.oracle,
         output_dir=str(options.output_dir / options.name if options.name else options.output_dir),
     )
+    if any(cell.context == "retrieved" for cell in cells):
+        _tell_seen(options, questions, recorder)
     told = ", ".join(cell.folder for cell in cells)
     recorder.write(f"Plan: {len(cells)} cells, {len(questions)} of {len(everything)} questions each: {told}")
     return Planned(options, plan, dataset, questions, retrievers, history)
+
+
+def _tell_seen(options: RunOptions, questions: Sequence[Question], listen: Listener) -> None:
+    """Warn of retrievers that were trained on questions that are to be asked."""
+    ids = {question.question_id for question in questions}
+    for name in options.retrievers:
+        for trained, count in seen_in_training(name, ids).items():
+            said = f"{name} was trained on {count} of these {len(ids)} questions ({trained} in its {TRAINING_IDS})"
+            cure = "" if options.split == "eval" else " --split eval asks those that training had not."
+            listen(Notice(f"{said}: what it scores on them says little.{cure}", "warning"))
 
 
 def _retriever_name(options: RunOptions, name: str) -> str:

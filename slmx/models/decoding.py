@@ -50,6 +50,26 @@ class Drawn:
         return torch.cat(drawn).to(logits.device)
 
 
+class Recorded:
+    """Another way to draw, with the log-probability of every id drawn, under the model itself (temperature 1)."""
+
+    def __init__(self, draw: Draw, rows: int) -> None:
+        self._draw = draw
+        self._log_probs: list[list[float]] = [[] for _ in range(rows)]
+
+    def __call__(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The next id of each row, as the other way draws it."""
+        ids = self._draw(logits, rows)
+        found = logits.float().log_softmax(dim=-1).gather(1, ids[:, None])[:, 0].tolist()
+        for row, log_prob in zip(rows, found, strict=True):
+            self._log_probs[row].append(log_prob)
+        return ids
+
+    def mean(self, row: int, ids: int) -> float:
+        """The mean over a row's first `ids` ids; a row that is done may have been drawn for a little longer."""
+        return sum(self._log_probs[row][:ids]) / ids
+
+
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer with room for `room` more tokens, so that a step writes one column instead of copying them all."""
 

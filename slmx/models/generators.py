@@ -127,7 +127,7 @@ class GeneratorOptions:
 
     `thinking` asks a model to think first, whose chat template must know how; its block is taken out of the text.
     `stops` are the rules beside the end of the text and the token limit. `temperature` 0 is greedy; above it each text
-    is drawn from `seed` and the question's id.
+    is drawn from `seed` and the question's id. `log_probs` asks for `Completion.log_prob`.
     """
 
     max_new_tokens: int | None = None
@@ -136,6 +136,7 @@ class GeneratorOptions:
     stops: tuple[Literal["line", "question"], ...] = ("line", "question")
     temperature: float = 0.0
     seed: int = 0
+    log_probs: bool = False
     dtype: str = "auto"
     device: str = "auto"
     load_in_8bit: bool = False

@@ -21,7 +21,7 @@ from slmx.events import Notice
 from slmx.files import hash_bytes, hash_value, read_json
 from slmx.models.catalogue import fetch_weights, hash_weights, require_weight_files, size_of_weights
 from slmx.models.chat import PromptEncoder
-from slmx.models.decoding import Decoder, Draw, Drawn, greedy
+from slmx.models.decoding import Decoder, Draw, Drawn, Recorded, greedy
 from slmx.models.device import dtype_name, pick_device, pick_dtype
 from slmx.models.generators import Opening
 from slmx.models.quiet import no_bars
@@ -173,8 +173,8 @@ class TransformersGenerator:
                 done[i] = Completion(question_id=batch[i].question.question_id, text="", stop="failed", error=why)
         rows = sorted((i for i in range(len(batch)) if i not in done), key=lambda i: (-len(prompts[i]), i))
         new = self._decode([prompts[i] for i in rows], [batch[i].question.question_id for i in rows])
-        for i, ids in zip(rows, new, strict=True):
-            done[i] = self._completion(batch[i], len(prompts[i]), ids)
+        for i, (ids, log_prob) in zip(rows, new, strict=True):
+            done[i] = self._completion(batch[i], len(prompts[i]), ids, log_prob)
         return [done[i] for i in range(len(batch))]
 
     def close(self) -> None:
@@ -257,13 +257,19 @@ class TransformersGenerator:
         row: int = tokens * config.num_hidden_layers * kv_heads * size * 2 * self._dtype.itemsize
         return max(1, min(ROWS[self._kind], CACHE_BYTES[self._kind] // row))
 
-    def _decode(self, prompts: list[list[int]], question_ids: list[str]) -> list[list[int]]:
-        """New ids of prompts, the longest first; where GPU memory does not suffice, in halves."""
+    def _decode(self, prompts: list[list[int]], question_ids: list[str]) -> list[tuple[list[int], float | None]]:
+        """New ids of prompts, the longest first, with their mean log-probability where it was asked for.
+
+        Where GPU memory does not suffice, in halves.
+        """
         if not prompts:
             return []
         assert self._decoder is not None
         try:
-            return self._decoder.run(prompts, self._limit, self._is_done, self._draw(question_ids))
+            draw = self._draw(question_ids)
+            told = Recorded(draw, len(prompts)) if self._options.log_probs else None
+            new = self._decoder.run(prompts, self._limit, self._is_done, told or draw)
+            return [(ids, told.mean(row, len(ids)) if told else None) for row, ids in enumerate(new)]
         except torch.cuda.OutOfMemoryError as error:
             if len(prompts) == 1:
                 raise SlmxError(
@@ -280,7 +286,7 @@ class TransformersGenerator:
             )
         )
         parts = [(prompts[:half], question_ids[:half]), (prompts[half:], question_ids[half:])]
-        return [ids for part, of in parts for ids in self._decode(part, of)]
+        return [made for part, of in parts for made in self._decode(part, of)]
 
     def _draw(self, question_ids: list[str]) -> Draw:
         if not self._options.temperature:
@@ -294,7 +300,7 @@ class TransformersGenerator:
     def _reading(self, ids: list[int]) -> Reading:
         return read(self._encoder.decode(ids), self._options.stops, opened=self._encoder.opened)
 
-    def _completion(self, request: Request, prompt_tokens: int, ids: list[int]) -> Completion:
+    def _completion(self, request: Request, prompt_tokens: int, ids: list[int], log_prob: float | None) -> Completion:
         ended = ids[-1] in self._eos
         reading = self._reading(ids[:-1] if ended else ids)
         stop: Stop = reading.stop or ("eos" if ended else "length")
@@ -305,6 +311,7 @@ class TransformersGenerator:
             prompt_tokens=prompt_tokens,
             new_tokens=len(ids),
             thinking=reading.thinking,
+            log_prob=log_prob,
         )
 
 

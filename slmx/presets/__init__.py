@@ -5,15 +5,18 @@ Files of the same name in `./presets/`, then in `~/.config/slmx/presets/`, add t
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from slmx.errors import UsageError
 from slmx.registry import nearest, unknown_name
+
+_PLACES = re.compile(r"\{\w+\}")
 
 
 class Preset(BaseModel):
@@ -53,6 +56,7 @@ class DatasetPreset(Preset):
 
     files: tuple[str, ...]
     train: str = Field(default="", description="the file of its part for training")
+    eval: str = Field(default="", description="the file of the other part")
     package: bool = Field(default=False, description="the files come with slmx")
     simple_qa: bool = Field(default=False, description="graded correct / incorrect / not attempted as well")
 
@@ -67,11 +71,36 @@ class ModePreset(Preset):
     max_samples: int | None = Field(default=None, description="a seeded sample of this size")
 
 
+class QueryPreset(Preset):
+    """How a model is asked for a query that a document answers; all of it is filled by plain replacement.
+
+    `template` has a place for `{document}`, and one for `{examples}` where examples are shown. Without examples of its
+    own, a preset that shows some takes them from the user's pairs.
+    """
+
+    template: str
+    example: str = Field(default="", description="one example: {document} and {query} are replaced")
+    separator: str = "\n\n"
+    examples: tuple[dict[Literal["document", "query"], str], ...] = ()
+    max_new_tokens: int = Field(default=48, ge=1)
+
+    @model_validator(mode="after")
+    def _places(self) -> QueryPreset:
+        if "{document}" not in self.template:
+            raise ValueError("the template has no {document}")
+        if "{examples}" in self.template and not {"{document}", "{query}"} <= set(_PLACES.findall(self.example)):
+            raise ValueError("the template shows {examples}, and example has no {document} and {query}")
+        if any(set(one) != {"document", "query"} for one in self.examples):
+            raise ValueError("an example is a document and a query")
+        return self
+
+
 KINDS: dict[str, type[Preset]] = {
     "models": ModelPreset,
     "retrievers": RetrieverPreset,
     "datasets": DatasetPreset,
     "modes": ModePreset,
+    "queries": QueryPreset,
 }
 P = TypeVar("P", bound=Preset)
 
@@ -106,7 +135,7 @@ def _check(model: type[Preset], path: Path, name: str, value: Any) -> Preset:
 
 
 def load(kind: str) -> dict[str, Preset]:
-    """All presets of a kind ("models", "retrievers", "datasets", "modes") by name, the user's own first in strength."""
+    """All presets of a kind (a key of KINDS) by name, the user's own first in strength."""
     found: dict[str, Preset] = {}
     for folder in reversed(folders()):
         path = folder / f"{kind}.yaml"

@@ -198,3 +198,102 @@ def mine(
     with stopping(console.note) as stop, console.listening() as listen:
         mined = work(asked, stop=stop, listen=listen)
     console.result(mined, render)
+
+
+@app.command("synthesize")
+def synthesize(
+    corpus: Annotated[str, typer.Argument(help="A dataset, a BEIR folder, or a file with documents.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A preset, a folder or a Hub id.", autocompletion=options.preset_names("models")),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The folder of pairs to write.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "--prompt",
+            help="inpars, promptagator, zero-shot, claim, or one of your presets/queries.yaml.",
+            autocompletion=options.preset_names("queries"),
+        ),
+    ] = "inpars",
+    examples: Annotated[
+        Path | None, typer.Option("--examples", help="A training folder whose pairs are shown as examples.")
+    ] = None,
+    shots: Annotated[int, typer.Option("--shots", min=1, help="How many of them.")] = 4,
+    documents: Annotated[
+        int | None, typer.Option("--documents", min=1, help="A seeded sample of so many.", show_default="all")
+    ] = None,
+    queries: Annotated[int, typer.Option("--queries", min=1, help="Queries a document.")] = 1,
+    min_words: Annotated[int, typer.Option("--min-words", min=1, help="Shorter documents are passed over.")] = 20,
+    max_words: Annotated[int, typer.Option("--max-words", min=1, help="No more of a document are shown.")] = 300,
+    min_log_prob: Annotated[
+        float | None, typer.Option("--min-log-prob", help="Keep queries with a mean log-probability of at least this.")
+    ] = None,
+    round_trip: Annotated[
+        int, typer.Option("--round-trip", min=0, help="Keep queries that find their document in the first K; 0: off.")
+    ] = 0,
+    retriever: Annotated[
+        str,
+        typer.Option("--retriever", help="Who searches for them.", autocompletion=options.preset_names("retrievers")),
+    ] = "bm25",
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Keep the N most probable; 0: all.")] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Tokens a query may have.", show_default="the prompt's"),
+    ] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.", show_default="preset")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Prompts a batch.", show_default="chosen")
+    ] = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    data_dir: options.DataDir = None,
+    cache_dir: options.CacheDir = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Let a language model write queries for documents. Killed or stopped, the same command goes on where it was.
+
+    Example: `slmx retrieve synthesize scifact --model smollm2-360m --prompt claim --round-trip 10 --to scifact-claims`
+    """
+    from slmx import console, settings
+    from slmx.retrieve.synthesize import SynthesizeOptions, render, synthesize as work
+    from slmx.signals import stopping
+
+    known = settings.load_with_hub_token()
+    asked = SynthesizeOptions(
+        corpus=corpus,
+        model=model,
+        to=to,
+        data_dir=data_dir or known.data_dir,
+        cache_dir=cache_dir or known.cache_dir,
+        prompt=prompt,
+        examples=examples,
+        shots=shots,
+        documents=documents,
+        queries=queries,
+        min_words=min_words,
+        max_words=max_words,
+        batch_size=batch_size,
+        min_log_prob=min_log_prob,
+        round_trip=round_trip,
+        retriever=retriever,
+        keep=keep,
+        seed=known.seed if seed is None else seed,
+        device=device or known.device,
+        dtype=dtype or known.dtype,
+        overwrite=overwrite,
+        generator={
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "chat": chat,
+            "device": device or known.device,
+            "dtype": dtype or known.dtype,
+        },
+    )
+    with stopping(console.note) as stop, console.listening() as listen:
+        made = work(asked, stop=stop, listen=listen)
+    console.result(made, render)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from slmx import __version__
 from slmx.files import write_bytes, write_json
+from slmx.retrieve.trained import TRAINING_IDS
 from slmx.train.pairs import TrainSet
 from slmx.train.plan import Planned
-
-IDS = "training_ids.json"
 
 
 def write_model(planned: Planned, checkpoint: Path, step: int, scores: Mapping[str, float]) -> None:
@@ -29,7 +28,7 @@ def write_model(planned: Planned, checkpoint: Path, step: int, scores: Mapping[s
         temporary = target.with_name(f".{target.name}.part")
         shutil.copyfile(file, temporary)
         temporary.replace(target)
-    write_json(save_dir / IDS, {one.name: training_ids(one) for one in planned.sets})
+    write_json(save_dir / TRAINING_IDS, {one.name: training_ids(one) for one in planned.sets})
     write_bytes(save_dir / "README.md", card(planned, step, scores).encode())
 
 
@@ -64,7 +63,7 @@ def card(planned: Planned, step: int, scores: Mapping[str, float]) -> str:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"The ids of its training queries are in `{IDS}`: scores on those questions say nothing.",
+        f"The ids of its training queries are in `{TRAINING_IDS}`: scores on those questions say nothing.",
         *([f"Documents of {', '.join(crops)} served for cropping."] if crops else []),
         *(["", f"| validation ({options.val_split}{held}) | nDCG@10 |", "|---|---|", *judged] if judged else []),
         *([f"{len(planned.leaks)} validation queries stood in the training data."] if planned.leaks else []),

@@ -220,8 +220,7 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
     _check_loss(options.loss, sets)
     sampler = _sampler(options, sets)
     folder = resolve(preset.model, preset.package, listen=listen)
-    queries = {f"{one.name} {q.question_id}": q.question for one in val_sets for q in one.questions()}
-    leaks = find_leaks(sets, queries)
+    leaks = find_leaks(sets, _judging(val_sets))
     _tell_leaks(leaks, listen)
     prompts = (options.query_prompt or preset.query_prompt, options.passage_prompt or preset.passage_prompt)
     shown = name if Path(options.model).expanduser().is_dir() else preset.model
@@ -347,6 +346,18 @@ def _sampler(options: TrainOptions, sets: list[TrainSet]) -> Sampler:
         weights=options.weights,
         seed=options.seed,
     )
+
+
+def _judging(val_sets: list[ValSet]) -> dict[str, str]:
+    """The questions that must not stand in the training data, by dataset and id: those that judge, and all of `test`.
+
+    Where held-out train questions choose the checkpoint, the test questions are to be asked later.
+    """
+    found = {f"{one.name} {q.question_id}": q.question for one in val_sets for q in one.questions()}
+    for one in val_sets:
+        marks = one.dataset.qrels("test") if "test" in one.dataset.splits() else {}
+        found |= {f"{one.name} {q.question_id}": q.question for q in one.dataset.questions() if q.question_id in marks}
+    return found
 
 
 def _tell_leaks(leaks: list[Leak], listen: Listener) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -288,3 +289,42 @@ def test_pickled_weights_and_other_folders_are_refused(tiny: Path, tmp_path: Pat
     (other / "model.safetensors").write_bytes(b"")
     with pytest.raises(SlmxError, match="no model"):
         opened(other)
+
+
+def test_log_probs_are_those_of_the_model_itself(tiny: Path) -> None:
+    """Checked against transformers: the whole text is read at once, and the chances of the new ids are looked up."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["one prompt", "a longer prompt than that"]
+    options = {"dtype": "float32", "device": "cpu", "chat": False, "max_new_tokens": 6, "stops": ()}
+    requests = [
+        Request(question=Question(question_id=t, question="", answers=[]), prompt=Prompt(text=t)) for t in texts
+    ]
+    for temperature in (0.0, 0.7):
+        generator = open_generator(str(tiny), log_probs=True, temperature=temperature, **options)
+        generator.load()
+        drawn = _watched(generator._decoder)  # type: ignore[attr-defined]
+        found = {c.question_id: c.log_prob for c in generator.generate(requests)}
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+        for text, new in zip(sorted(texts, key=len, reverse=True), drawn, strict=True):
+            prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+            with torch.inference_mode():
+                chances = model(torch.tensor([prompt + new])).logits[0].log_softmax(-1)
+            own = [float(chances[len(prompt) - 1 + place, token]) for place, token in enumerate(new)]
+            assert found[text] == pytest.approx(sum(own) / len(own), abs=1e-4)
+    plain = open_generator(str(tiny), **options).generate(requests)
+    assert all(completion.log_prob is None for completion in plain)
+
+
+def _watched(decoder: Any) -> list[list[int]]:
+    """The new ids of what the decoder will decode next."""
+    drawn: list[list[int]] = []
+    run = decoder.run
+
+    def watched(*how: Any) -> list[list[int]]:
+        drawn.extend(run(*how))
+        return drawn
+
+    decoder.run = watched
+    return drawn

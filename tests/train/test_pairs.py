@@ -132,3 +132,34 @@ def test_what_cannot_be_read_is_one_clear_line(rows_folder: Callable[..., Path],
         opened(rows_folder("bad", {"query": "q", "positive": "p"}, {"query": "q"}))
     with pytest.raises(UsageError, match="no form of training data"):
         opened(foreign, forms=["pair"])
+
+
+def test_gold_passages_of_a_dataset_are_pairs(
+    empty_folder: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --data-dirs: the part for training of the dataset in the settings, here of the sample that slmx brings."""
+    import json
+    from importlib.resources import files
+
+    from slmx import app
+
+    train = ["train", "retriever", "--model", str(encoder_folder), "--batch-size", "4", "--save-dir", "x", "--dry-run"]
+    assert app.run(train) == 2
+    told = capsys.readouterr().err
+    assert "data/nq/nq_converted_train.json serves, and it is not here" in told and "slmx data process" in told
+    source = str(files("slmx") / "sample" / "NQ-open.dev.merged.jsonl")
+    assert app.run(["data", "convert", source, "--to", "data/nq/nq_converted.json", "--split", "0.8"]) == 0
+    capsys.readouterr()
+    assert app.run([*train, "--json"]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["sets"]
+    assert planned["name"] == "nq_converted_train" and planned["form"] == "gold" and planned["pairs"] > 100
+    from slmx.data.datasets import open_dataset
+
+    path = empty_folder / "data" / "nq" / "nq_converted_train.json"
+    dataset = open_dataset(str(path), data_dir=empty_folder, cache_dir=empty_folder / ".cache")
+    (one,) = open_sets([dataset.folder], cache_dir=empty_folder / ".cache", forms=["gold"])
+    gold = {question.question_id: question.gold.at("long") for question in dataset.questions()}
+    assert all(example.positive_id in gold[example.query_id] for example in one.examples())
+    assert (
+        app.run(["--quiet", "train", "retriever", "--save-dir", "x", "--dry-run", "--model", str(encoder_folder)]) == 0
+    )

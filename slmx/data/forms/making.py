@@ -47,7 +47,7 @@ class Making:
 
 
 def finished(folder: Path, made_by: str, identity: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """What the same command wrote here when it was finished before; None: there is something to do.
+    """What the same command, from the same content, left here when it ended; None: there is something to do.
 
     A folder of another command, or of the same one with other settings, is removed when `overwrite` says so.
 
@@ -58,12 +58,12 @@ def finished(folder: Path, made_by: str, identity: Mapping[str, Any], *, overwri
         return None
     check_place(folder, marker=ABOUT, overwrite=True)
     about = _read(folder)
-    if overwrite:
-        shutil.rmtree(folder)
-        return None
     known = {**about.identity, "command": about.made_by}
     wanted = {**identity, "command": made_by}
     differing = [name for name in dict.fromkeys([*known, *wanted]) if known.get(name) != wanted.get(name)]
+    if differing and overwrite:
+        shutil.rmtree(folder)
+        return None
     if differing:
         raise RefusedError(
             f"{folder} holds other pairs: {', '.join(differing)} differ.",
