@@ -50,6 +50,7 @@ def make_batch(pairs: Sequence[Pair], known: Mapping[int, frozenset[int]], negat
     size = len(pairs)
     passages, owner = [pair.example.positive for pair in pairs], list(range(size))
     texts, documents = [pair.positive_key for pair in pairs], [pair.document_key for pair in pairs]
+    sources = [pair.source_key for pair in pairs]
     scores: list[float | None] = [pair.example.scores[0] if pair.example.scores else None for pair in pairs]
     for place, pair in enumerate(pairs):
         example = pair.example
@@ -58,13 +59,14 @@ def make_batch(pairs: Sequence[Pair], known: Mapping[int, frozenset[int]], negat
             passages.append(text)
             owner.append(place)
             texts.append(key_of(text))
+            sources.append(texts[-1])
             documents.append(key_of(pair.dataset, own_id) if own_id else texts[-1])
             scores.append(example.scores[number + 1] if number + 1 < len(example.scores) else None)
-    text_keys, document_keys = torch.tensor(texts), torch.tensor(documents)
-    mask = (text_keys[:size, None] == text_keys) | (document_keys[:size, None] == document_keys)
+    keys = [torch.tensor(own) for own in (texts, sources, documents)]
+    mask = torch.stack([own[:size, None] == own for own in keys]).any(0)
     for place, pair in enumerate(pairs):
         if pair.query_key in known:
-            mask[place] |= torch.isin(text_keys, torch.tensor(sorted(known[pair.query_key])))
+            mask[place] |= torch.isin(keys[1], torch.tensor(sorted(known[pair.query_key])))
     mask[torch.arange(size), torch.arange(size)] = False
     told = [score for score in scores if score is not None]
     return Batch(

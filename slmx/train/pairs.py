@@ -32,12 +32,17 @@ SHOWN = 3  # examples of a problem that a warning names
 
 
 class Pair(Record, frozen=True):
-    """What a batch holds of one drawn pair. Keys are 64-bit hashes: equal texts, or documents, have equal keys."""
+    """What a batch holds of one drawn pair. Keys are 64-bit hashes: equal texts, or documents, have equal keys.
+
+    `source_key` is that of the positive's text as the folder has it: where spans are cut, that of the whole document,
+    by which another dataset's passages know it.
+    """
 
     dataset: str
     example: Example
     query_key: int
     positive_key: int
+    source_key: int
     document_key: int
 
 
@@ -118,6 +123,7 @@ class TrainSet:
             example=example,
             query_key=key_of(example.query),
             positive_key=key_of(example.positive),
+            source_key=int(self.positive_keys[row]),
             document_key=document,
         )
 

@@ -18,12 +18,13 @@ from slmx.train.ranks import Ranks
 from slmx.train.towers import Tower
 
 
-def pair(query: str, positive: str, *negatives: str, document: str = "", **more: Any) -> Pair:
+def pair(query: str, positive: str, *negatives: str, document: str = "", source: str = "", **more: Any) -> Pair:
     return Pair(
         dataset="set",
         example=Example(query=query, positive=positive, negatives=list(negatives), positive_id=document, **more),
         query_key=key_of(query),
         positive_key=key_of(positive),
+        source_key=key_of(source or positive),
         document_key=key_of("set", document) if document else key_of(positive),
     )
 
@@ -35,6 +36,13 @@ def test_the_mask_knows_same_texts_same_documents_and_other_positives() -> None:
     assert batch.owner.tolist() == [0, 1, 2, 3, 0, 1]
     masked = {(q, p) for q, p in batch.false_negative.nonzero().tolist()}
     assert masked == {(0, 1), (0, 5), (2, 3), (3, 2)}  # y answers a too; x again; two parts of the document d
+
+
+def test_a_span_is_no_negative_where_its_whole_document_answers() -> None:
+    """Documents that are cropped in one dataset and marked in another have different ids, and the same text."""
+    pairs = [pair("a", "x y z", "p q"), pair("y", "x", source="x y z"), pair("b", "q", source="p q")]
+    masked = make_batch(pairs, {key_of("a"): frozenset({key_of("x y z"), key_of("p q")})}, 1).false_negative
+    assert masked.nonzero().tolist() == [[0, 1], [0, 2], [0, 3], [1, 0], [2, 3]]
 
 
 def test_a_document_id_of_a_negative_is_looked_at() -> None:
