@@ -191,7 +191,7 @@ def smallest_paired_difference(
 def smallest_unpaired_difference(
     left: Sequence[float], right: Sequence[float], *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
-    """The same for two runs on different questions, from the variances of both: beside it one sees what pairing saves."""
+    """The same for two runs on different questions, from the variances of both: what pairing saves."""
     import numpy as np
 
     if not len(left) or not len(right):
