@@ -7,7 +7,7 @@ beside them. Shares are 0 to 1.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def metric_names(preset: str, *, simple_qa: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def score_all(predictions: Sequence[Prediction], names: Sequence[str], *, vocabulary: Path | None = None) -> list[Row]:
+def score_all(predictions: Iterable[Prediction], names: Sequence[str], *, vocabulary: Path | None = None) -> list[Row]:
     """The metrics of every prediction; retrieval numbers that the journal holds are put beside them."""
     rows: list[Row] = []
     for prediction in predictions:
