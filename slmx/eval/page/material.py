@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmx.eval.compare import Comparison, Decomposition, Joined, Pair, Reading, Test
+from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test
+from slmx.eval.join import Joined
 from slmx.eval.metrics import aggregate
 from slmx.eval.results import RETRIEVAL_VERSIONS, metric_names, score_all
 from slmx.eval.runs import Run
@@ -74,13 +75,13 @@ class Material:
     runs: Sequence[Shown]
     groupings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_label", {run.label: run for run in self.runs})
-
     def shown(self, label: str) -> Shown:
         """The run with this label."""
-        by_label: dict[str, Shown] = self.__dict__["_by_label"]
-        return by_label[label]
+        return next(run for run in self.runs if run.label == label)
+
+    def right(self, run: Shown) -> Estimate:
+        """The share of its answers that are right."""
+        return self.comparison.runs[run.place].right
 
     @property
     def models(self) -> list[str]:
