@@ -36,6 +36,21 @@ Reranker = Annotated[
 ]
 
 
+def run_folders(incomplete: str) -> list[str]:
+    """Shell completion from the runs under the output folder."""
+    from slmx import settings
+
+    found = settings.load().output_dir.glob("**/run.json")
+    return sorted(str(path.parent) for path in found if str(path.parent).startswith(incomplete))
+
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders, or folders above them.", autocompletion=run_folders),
+]
+RightBy = Annotated[str, typer.Option("--right-by", help="What makes an answer right: match, em, judge.")]
+
+
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
     """Shell completion from the presets of a kind ("models", "retrievers", "datasets", "modes")."""
 

@@ -203,3 +203,46 @@ def retrieval(
             listen=listen,
         )
     console.result(report, render)
+
+
+@app.command("compare")
+def compare(
+    runs: options.Runs,
+    right_by: options.RightBy = "match",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Also test this metric; may be repeated.", show_default="token_recall"),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="Compare all runs with this one, instead of each with each.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", help="Write CSV into this file; `csv` alone: to stdout.")] = "",
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """What did a context change, question by question, and is it more than chance?
+
+    RUN is a run's folder, a folder above several, or a file of predictions.
+
+    Example: `slmx eval compare outputs --baseline outputs/extractive_nq_no_context`
+    """
+    from slmx import console, settings
+    from slmx.eval import compare_table
+    from slmx.eval.compare import compare_runs
+    from slmx.files import write_bytes
+
+    known = settings.load()
+    comparison = compare_runs(
+        runs,
+        right_by=right_by,
+        metrics=[name for names in metric or ["token_recall"] for name in names.split(",")],
+        baseline=baseline,
+        seed=known.seed if seed is None else seed,
+    )
+    if to == "csv":
+        console.stream(compare_table.csv_lines(comparison), str)
+        return
+    if to:
+        content = "".join(f"{line}\r\n" for line in compare_table.csv_lines(comparison))
+        write_bytes(Path(to), content.encode(), overwrite=overwrite)
+    console.result(comparison, compare_table.render)

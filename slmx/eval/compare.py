@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from slmx.eval.join import Joined
-from slmx.eval.runs import Run
+from slmx.errors import UsageError
+from slmx.eval.join import Joined, join
+from slmx.eval.runs import Run, find_runs, open_run
 from slmx.eval.statistics import (
     bootstrap_interval,
     holm,
@@ -20,6 +22,7 @@ from slmx.eval.statistics import (
 )
 from slmx.files import hash_value
 from slmx.records import Context, Record
+from slmx.registry import unknown_name
 
 
 class Estimate(Record, frozen=True, omit_defaults=False):
@@ -129,6 +132,43 @@ class Comparison(Record, frozen=True, omit_defaults=False):
     decompositions: list[Decomposition]
     pairs: list[Pair]
     notes: list[str]
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    right_by: str = "match",
+    metrics: Sequence[str] = ("token_recall",),
+    baseline: Path | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Find the runs that paths name, join and compare them; see `find_runs`, `join` and `compare`.
+
+    `baseline` is one of the runs, by its path or its folder's name; it may stand among the paths or not.
+
+    Raises:
+        UsageError: fewer than two runs, no such baseline, and what the others raise.
+    """
+    runs = find_runs(paths)
+    place = None
+    if baseline is not None:
+        runs, place = _with_baseline(runs, baseline)
+    if len(runs) < 2:
+        raise UsageError(
+            f"A comparison needs two runs; {runs[0].path} is one.",
+            hint="Name another one, or a folder above several: slmx eval compare outputs",
+        )
+    return compare(join(runs, right_by=right_by, metrics=metrics), baseline=place, seed=seed)
+
+
+def _with_baseline(runs: list[Run], baseline: Path) -> tuple[list[Run], int]:
+    """The runs with the baseline among them, and its place."""
+    for place, run in enumerate(runs):
+        if run.path.resolve() == baseline.resolve() or run.name == str(baseline):
+            return runs, place
+    if not baseline.exists():
+        raise unknown_name("run among these", str(baseline), [run.name for run in runs])
+    return [open_run(baseline), *runs], 0
 
 
 def compare(joined: Joined, *, baseline: int | None = None, seed: int = 0) -> Comparison:
