@@ -246,3 +246,30 @@ def compare(
         content = "".join(f"{line}\r\n" for line in compare_table.csv_lines(comparison))
         write_bytes(Path(to), content.encode(), overwrite=overwrite)
     console.result(comparison, compare_table.render)
+
+
+@app.command("report")
+def report(
+    runs: options.Runs,
+    to: Annotated[Path, typer.Option("--to", help="report.html, report.md or report.tex: the ending says the form.")] = (
+        Path("report.html")
+    ),
+    right_by: options.RightBy = "match",
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Which retriever to use, is the difference real, what does it cost: runs over the same questions as one page.
+
+    RUN is a run's folder, a folder above several, or a file of predictions.
+
+    Example: `slmx eval report outputs --to report.html`
+    """
+    from slmx import console, settings
+    from slmx.eval.report import render, write_report
+
+    known = settings.load()
+    with console.listening() as listen:
+        written = write_report(
+            runs, to, right_by=right_by, seed=known.seed if seed is None else seed, overwrite=overwrite, listen=listen
+        )
+    console.result(written, render)
