@@ -251,9 +251,9 @@ def compare(
 @app.command("report")
 def report(
     runs: options.Runs,
-    to: Annotated[Path, typer.Option("--to", help="report.html, report.md or report.tex: the ending says the form.")] = (
-        Path("report.html")
-    ),
+    to: Annotated[
+        Path, typer.Option("--to", help="report.html, report.md or report.tex: the ending says the form.")
+    ] = (Path("report.html")),
     right_by: options.RightBy = "match",
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,

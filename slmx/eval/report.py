@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from slmx.errors import RefusedError, UsageError
 from slmx.eval.compare import compare
 from slmx.eval.join import join
-from slmx.eval.page import cost, form, groups, html, latex, markdown, passages, quality, setup, verdict
+from slmx.eval.page import cost, differences, form, groups, html, latex, markdown, passages, quality, setup, verdict
 from slmx.eval.page.explorer import Questions, RunColumn, pack
 from slmx.eval.page.material import Material, answer_classes, gather
 from slmx.eval.page.parts import Report, Section
-from slmx.eval.runs import find_runs
+from slmx.eval.runs import find_runs, order
 from slmx.events import Listener, Notice, nobody
 from slmx.files import write_bytes
 from slmx.records import Record
@@ -59,7 +59,7 @@ def write_report(
         raise UsageError(f"{to} has an ending that says no form.", hint=f"--to FILE ends with {', '.join(FORMS)}.")
     if to.exists() and not overwrite:  # before the runs are read, not after
         raise RefusedError(f"{to} exists.", hint="Give --overwrite to replace it, or another name.")
-    runs = find_runs(paths)
+    runs = sorted(find_runs(paths), key=order)
     listen(Notice(f"Reading {'1 run' if len(runs) == 1 else f'{len(runs)} runs'}"))
     joined = join(runs, right_by=right_by)
     material = gather(joined, compare(joined, seed=seed))
@@ -83,7 +83,7 @@ def compose(material: Material) -> Report:
     comparison = material.comparison
     made: Sequence[Section | None] = [
         quality.right_answers(material),
-        quality.differences(material),
+        differences.differences(material),
         quality.losses(material),
         quality.flows(material),
         quality.known(material),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from slmx.eval.page.parts import Svg, clean
 
@@ -118,21 +119,23 @@ def difference(label: str, value: float, low: float, high: float, reach: float, 
     body = [
         f'<line class="zero" x1="50%" x2="50%" y1="0" y2="{BAR}"/>',
         *_whisker(place(low), place(high), middle),
-        f'<circle class="{colour}" cx="{_pc(place(value))}" cy="{middle:g}" r="5"><title>{_text(label)}</title></circle>',
+        f'<circle class="{colour}" cx="{_pc(place(value))}" cy="{middle:g}" r="5">',
+        f"<title>{_text(label)}</title></circle>",
     ]
     return _svg(label, BAR, body, "bar")
 
 
 def histogram(label: str, counts: Sequence[int], edges: Sequence[str], top: int, colour: str = "c-right") -> Svg:
     """Counts as bars side by side; `edges` names each, `top` is the count that fills the height."""
-    height, step = 44, 1 / max(len(counts), 1)
+    height, step = 40, 1 / max(len(counts), 1)
     body = []
     for place, (count, edge) in enumerate(zip(counts, edges, strict=True)):
         tall = max(height * count / top, 1.0) if count and top else 0.0
         words = f"{edge} words: {count}"
         body.append(_rect(colour, place * step + 0.1 * step, 0.8 * step, height - tall, tall, words))
+        body.append(_text_at((place + 0.5) * step, height + 12, edge, "tick", "middle"))
     body.append(f'<line class="axis" x1="0" x2="100%" y1="{height}" y2="{height}"/>')
-    return _svg(label, height + 1, body, "bar")
+    return _svg(label, height + 16, body, "bar")
 
 
 def scatter(label: str, points: Sequence[Point], *, x_title: str, y_title: str) -> Svg:
@@ -160,14 +163,16 @@ def scatter(label: str, points: Sequence[Point], *, x_title: str, y_title: str) 
         body.append(f'<line class="grid" x1="{_pc(x)}" x2="{_pc(x)}" y1="0" y2="{height}"/>')
         body.append(_text_at(x, height + 18, _power(power), "tick", "middle"))
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
-    for a, b in zip(best, best[1:], strict=False):
+    for a, b in pairwise(best):
         ends = f'x1="{_pc(across(a.x))}" y1="{up(a.y):.1f}" x2="{_pc(across(b.x))}" y2="{up(b.y):.1f}"'
         body.append(f'<line class="frontier" {ends}/>')
     for point in points:
         x, y = _pc(across(point.x)), up(point.y)
         colour = "c-helped" if point.best else "c-none"
         body.append(f'<line class="whisker" x1="{x}" x2="{x}" y1="{up(point.low):.1f}" y2="{up(point.high):.1f}"/>')
-        body.append(f'<circle class="{colour}" cx="{x}" cy="{y:.1f}" r="6"><title>{_text(point.words)}</title></circle>')
+        body.append(
+            f'<circle class="{colour}" cx="{x}" cy="{y:.1f}" r="6"><title>{_text(point.words)}</title></circle>'
+        )
         body.append(f'<text class="key" x="{x}" dx="10" y="{y + 4:.1f}">{_text(point.key)}</text>')
     return _svg(label, height, body, "plot")
 
@@ -218,6 +223,8 @@ def lines(label: str, drawn: Sequence[Line], *, x_title: str, y_title: str) -> S
     body.append('<svg width="100%" height="100%" viewBox="0 0 1000 1000" preserveAspectRatio="none">')
     for line in drawn:
         places = " ".join(f"{1000 * x / right:.1f},{1000 * (1 - y / top):.1f}" for x, y in line.points)
-        body.append(f'<polyline class="line {line.colour}" points="{places}"><title>{_text(line.words)}</title></polyline>')
+        body.append(
+            f'<polyline class="line {line.colour}" points="{places}"><title>{_text(line.words)}</title></polyline>'
+        )
     body.append("</svg>")
     return _svg(label, height, body, "plot")

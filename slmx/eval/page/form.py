@@ -12,7 +12,7 @@ from slmx.eval.page.numbers import NONE, percent
 from slmx.eval.page.parts import Cell, Column, Section, Table
 
 _BINS = (0, 1, 2, 4, 8, 16, 32, 64)
-_NAMES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64 or more")
+_NAMES = ("0", "1", "2–3", "4–7", "8–15", "16–31", "32–63", "64+")
 
 # Chat-control tokens, special tokens, thinking blocks, and the tags of documents: none belongs into an answer.
 _LEAKED = re.compile(
@@ -49,7 +49,7 @@ def form(material: Material) -> Section:
             "How long the answers are",
             [
                 Column("run", "words"),
-                Column(f"answers of {', '.join(_NAMES)} words", "drawing"),
+                Column("answers by number of words", "drawing"),
                 Column("mean words"),
                 Column("median words"),
             ],

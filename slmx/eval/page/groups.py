@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slmx.eval.page.material import Material, Shown
-from slmx.eval.page.numbers import NONE, with_interval
+from slmx.eval.page.numbers import NONE, measured
 from slmx.eval.page.parts import Cell, Column, Section, Table
 from slmx.eval.statistics import bootstrap_interval
 
@@ -36,9 +36,9 @@ def _by(material: Material, title: str, names: Sequence[str]) -> Table:
     return Table(f"Right answers by {title}, % (95 % interval)", columns, rows, note=f"{legend}.", wide=True)
 
 
-def _share(material: Material, run: Shown, names: Sequence[str], name: str) -> str:
+def _share(material: Material, run: Shown, names: Sequence[str], name: str) -> Cell:
     values = [float(right) for right, own in zip(run.right, names, strict=True) if own == name and right is not None]
     if not values:
         return NONE
     low, high = bootstrap_interval(values, seed=material.comparison.seed)
-    return with_interval(sum(values) / len(values), (low, high))
+    return measured(sum(values) / len(values), (low, high))

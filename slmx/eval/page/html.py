@@ -15,7 +15,7 @@ from string import Template
 
 from slmx import __version__
 from slmx.eval.page.explorer import Packed, Questions
-from slmx.eval.page.parts import Cell, Column, Figure, Key, Link, Report, Section, Svg, Table, clean
+from slmx.eval.page.parts import Cell, Column, Figure, Key, Link, Measured, Report, Section, Svg, Table, clean
 
 
 def render(report: Report, questions: Questions, packed: Packed) -> str:
@@ -99,6 +99,8 @@ def _cell(cell: Cell, column: Column, *, first: bool) -> str:
         inside: str = cell
     elif isinstance(cell, Link):
         inside = f'<a href="#show-{cell.base}-{cell.other}-{cell.outcome}">{text(cell.words)}</a>'
+    elif isinstance(cell, Measured):
+        inside = f"{text(cell.value)} <small>{text(cell.interval)}</small>"
     else:
         inside = text(cell)
     if first:

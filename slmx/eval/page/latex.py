@@ -84,4 +84,4 @@ def _row(cells: list[str]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    return "" if isinstance(cell, Svg) else text(cell.words if isinstance(cell, Link) else cell)
+    return "" if isinstance(cell, Svg) else text(cell.words if isinstance(cell, Link) else str(cell))

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test
@@ -19,7 +20,9 @@ from slmx.text import words
 
 _FEWEST_GROUPS, _MOST_GROUPS, _FEWEST_IN_GROUP = 2, 40, 10
 _GROUPINGS = {"topic": "topic", "answer_type": "answer type"}  # of the questions' metadata
-_ASKING = re.compile(r"\b(who|whom|whose|when|where|which|what|how|why|кто|когда|где|какой|какая|какие|что|как|почему)\b")
+_ASKING = re.compile(
+    r"\b(who|whom|whose|when|where|which|what|how|why|кто|когда|где|какой|какая|какие|что|как|почему)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,39 @@ class Material:
         """The models in the order of the runs."""
         return list(dict.fromkeys(run.model for run in self.runs))
 
+    def pairs_of_retrievers(self) -> list[tuple[Shown, Shown]]:
+        """Two retrievers, or two k, with the same model."""
+        return [(a, b) for a, b in self._within_models() if (a.context, b.context) == ("retrieved", "retrieved")]
+
+    def pairs_with_nothing(self) -> list[tuple[Shown, Shown]]:
+        """No context against each kind of passages, with the same model."""
+        return [(a, b) for a, b in self._within_models() if a.context == "none" and b.context != "none"]
+
+    def pairs_with_gold(self) -> list[tuple[Shown, Shown]]:
+        """Each retriever against the gold passage, with the same model."""
+        return [(a, b) for a, b in self._within_models() if (a.context, b.context) == ("retrieved", "oracle")]
+
+    def pairs_of_models(self) -> list[tuple[Shown, Shown]]:
+        """Two models with the same kind of context."""
+        pairs = combinations(self.runs, 2)
+        return [(a, b) for a, b in pairs if a.model != b.model and a.run.cell.shows == b.run.cell.shows]
+
+    def _within_models(self) -> list[tuple[Shown, Shown]]:
+        """All pairs of runs that share weights, template and settings, in the order of the runs."""
+        kept = []
+        for one in self.comparison.decompositions:
+            labels = {one.without, one.oracle, *(reading.run for reading in one.contexts)}
+            kept += list(combinations([run for run in self.runs if run.label in labels], 2))
+        return kept
+
+    def step(self, first: Shown, second: Shown) -> str:
+        """From one run to another: "bm25, k=5 → hybrid, k=5 (C → D)", with the model where there are several."""
+        keys = f"{first.key} → {second.key}"
+        if first.model != second.model:
+            return f"{first.model} → {second.model} ({first.run.cell.shows}; {keys})"
+        model = f"{first.model}; " if len(self.models) > 1 else ""
+        return f"{first.run.cell.shows} → {second.run.cell.shows} ({model}{keys})"
+
     def decomposition(self, run: Shown) -> Decomposition | None:
         """The decomposition that a run takes part in."""
         for one in self.comparison.decompositions:
@@ -110,7 +146,7 @@ class Material:
 
 
 def gather(joined: Joined, comparison: Comparison) -> Material:
-    """Read what the joined runs hold beside their answers: passages, stops, costs, memory, and what sets questions apart."""
+    """Read what the joined runs hold beside their answers: passages, stops, costs, memory, groups of questions."""
     place_of = {question_id: place for place, question_id in enumerate(joined.question_ids)}
     groupings: dict[str, Sequence[str]] = {}
     runs = [_shown(joined, place, place_of, groupings) for place in range(len(joined.runs))]
@@ -120,9 +156,7 @@ def gather(joined: Joined, comparison: Comparison) -> Material:
     return Material(joined, comparison, runs, groupings)
 
 
-def _shown(
-    joined: Joined, place: int, place_of: Mapping[str, int], groupings: dict[str, Sequence[str]]
-) -> Shown:
+def _shown(joined: Joined, place: int, place_of: Mapping[str, int], groupings: dict[str, Sequence[str]]) -> Shown:
     run = joined.runs[place]
     n = len(joined.question_ids)
     contexts: list[Sequence[str]] = [()] * n
@@ -180,7 +214,7 @@ def _groupings(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str]
 def _useful(values: Sequence[str]) -> bool:
     sizes = Counter(value for value in values if value)
     large = [name for name, size in sizes.items() if size >= _FEWEST_IN_GROUP]
-    return _FEWEST_GROUPS <= len(large) and len(sizes) <= _MOST_GROUPS
+    return len(large) >= _FEWEST_GROUPS and len(sizes) <= _MOST_GROUPS
 
 
 def _asking(question: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slmx.eval.compare import Estimate, Test
+from slmx.eval.page.parts import Measured
 
 NONE = "–"
 REAL = 0.05  # a difference counts as real where Holm's adjusted p is below
@@ -16,6 +17,18 @@ def percent(value: float | None) -> str:
 def with_interval(value: float | None, ends: tuple[float, float] | None) -> str:
     """ "38.2 (36.3–40.0)"."""
     return percent(value) if value is None or ends is None else f"{percent(value)} ({span(*ends)})"
+
+
+def measured(value: float | None, ends: tuple[float, float] | None) -> Measured | str:
+    """The same as the cell of a table."""
+    return percent(value) if value is None or ends is None else Measured(percent(value), span(*ends))
+
+
+def estimated(made: Estimate | None) -> Measured | str:
+    """An estimate as the cell of a table."""
+    if made is None or made.low is None or made.high is None:
+        return NONE
+    return measured(made.mean, (made.low, made.high))
 
 
 def estimate(made: Estimate | None) -> str:

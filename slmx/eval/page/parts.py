@@ -7,8 +7,13 @@ stand in a table as well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+_NONCHARACTERS = "".join(f"\\U{plane << 16 | end:08x}" for plane in range(17) for end in (0xFFFE, 0xFFFF))
+_FORBIDDEN = re.compile(f"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufdd0-\\ufdef{_NONCHARACTERS}]")
 
 
 class Svg(str):
@@ -30,7 +35,18 @@ class Link:
     outcome: str
 
 
-Cell = str | Svg | Link
+@dataclass(frozen=True)
+class Measured:
+    """A number with its interval, both as words; forms with little room write the interval below the number."""
+
+    value: str
+    interval: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.interval})"
+
+
+Cell = str | Svg | Link | Measured
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Column:
     """A column: its head, and whether it holds words, numbers (set to the right) or drawings."""
 
     head: str
-    kind: str = "number"  # "words", "number" or "drawing"
+    kind: Literal["words", "number", "drawing"] = "number"
 
 
 @dataclass(frozen=True)
@@ -97,15 +113,4 @@ class Report:
 
 def clean(text: str) -> str:
     """`text` as it may be written into any file: lone surrogates and characters that XML and HTML forbid become "�"."""
-    return "".join(char if _allowed(char) else "\N{REPLACEMENT CHARACTER}" for char in text) if _doubtful(text) else text
-
-
-def _doubtful(text: str) -> bool:
-    return not text.isprintable() and not all(map(_allowed, text))
-
-
-def _allowed(char: str) -> bool:
-    code = ord(char)
-    if code < 0x20:
-        return char in "\t\n\r"
-    return not (0x7F <= code < 0xA0 or 0xD800 <= code <= 0xDFFF or code & 0xFFFE == 0xFFFE)
+    return text if text.isascii() and text.isprintable() else _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slmx.eval.page.material import Material
-from slmx.eval.page.numbers import estimate, with_interval
+from slmx.eval.page.numbers import estimated, measured
 from slmx.eval.page.parts import Cell, Column, Section, Table
 
 _METRICS = {
@@ -24,8 +24,9 @@ def passages(material: Material) -> Section | None:
     rows: list[list[Cell]] = []
     for run in runs:
         reading = material.reading(run)
-        found = [with_interval(run.mean(name), run.interval(name)) for name in there]
-        rows.append([run.named, *found, estimate(material.right(run)), estimate(reading.utilisation if reading else None)])
+        found = [measured(run.mean(name), run.interval(name)) for name in there]
+        used = reading.utilisation if reading else None
+        rows.append([run.named, *found, estimated(material.right(run)), estimated(used)])
     columns = [
         Column("run", "words"),
         *(Column(title) for title in there.values()),
@@ -36,7 +37,7 @@ def passages(material: Material) -> Section | None:
         "passages",
         "What was found, and what was made of it",
         "Coverage: a gold answer stands in the passages given, which bounds what can be read from them. nDCG, recall, "
-        "MRR and hit judge the ranking by the marked gold passages. Right where covered (utilisation): of the questions "
-        "whose passages hold the answer, the share that the model answers right.",
+        "MRR and hit judge the ranking by the marked gold passages. Right where covered (utilisation): of the "
+        "questions whose passages hold the answer, the share that the model answers right.",
         [Table("Retrieval beside answers, % (95 % interval)", columns, rows, wide=True)],
     )

@@ -1,14 +1,10 @@
-"""Sections on the answers: how many are right, what is lost where, what retrieval changed, and is it more than chance?"""
+"""Sections on the answers: how many are right, what is lost where, and what the passages changed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
-
-from slmx.eval.compare import Pair, Test
 from slmx.eval.page import charts
 from slmx.eval.page.material import Material, Shown
-from slmx.eval.page.numbers import NONE, estimate, is_real, p_value, percent, points, span, with_interval
+from slmx.eval.page.numbers import NONE, estimate, estimated, measured, percent
 from slmx.eval.page.parts import Cell, Column, Key, Link, Section, Svg, Table
 
 _ANSWER_METRICS = {
@@ -28,10 +24,7 @@ def right_answers(material: Material) -> Section:
     """The matrix of model × mode, a bar for every run, and the other metrics of answers."""
     by = material.comparison.right_by
     told = RIGHT.get(by, by)
-    runs = [
-        [run.named, _level(material, run), estimate(material.right(run))]
-        for run in material.runs
-    ]
+    runs = [[run.named, _level(material, run), estimated(material.right(run))] for run in material.runs]
     bars = Table(
         "Right answers of every run, %",
         [Column("run", "words"), Column("right, with 95 % interval", "drawing"), Column("right (interval)")],
@@ -40,8 +33,8 @@ def right_answers(material: Material) -> Section:
     return Section(
         "quality",
         "Right answers",
-        f"An answer counts as right where {told} ({by}). The interval is where the share would lie with other questions "
-        "of the same kind: a 95 % bootstrap over questions.",
+        f"An answer counts as right where {told} ({by}). The interval is where the share would lie with other "
+        "questions of the same kind: a 95 % bootstrap over questions.",
         [*([_matrix(material)] if len(material.runs) > 1 else []), bars, _metrics(material)],
     )
 
@@ -51,10 +44,11 @@ def _matrix(material: Material) -> Table:
     shows = list(dict.fromkeys(run.run.cell.shows for run in material.runs))
     rows: list[list[Cell]] = []
     for model in material.models:
-        cells = []
+        cells: list[Cell] = []
         for context in shows:
             here = [run for run in material.runs if run.model == model and run.run.cell.shows == context]
-            cells.append("; ".join(estimate(material.right(run)) for run in here) or NONE)
+            made = [estimate(material.right(run)) for run in here]
+            cells.append(estimated(material.right(here[0])) if len(here) == 1 else "; ".join(made) or NONE)
         rows.append([model, *cells])
     heads = {"none": "no context", "oracle": "gold passage (oracle)"}
     columns = [Column("model", "words"), *(Column(heads.get(context, context)) for context in shows)]
@@ -75,7 +69,7 @@ def _metrics(material: Material) -> Table:
         if any(run.mean(name) is not None for run in material.runs)
     }
     rows: list[list[Cell]] = [
-        [run.named, *(with_interval(run.mean(name), run.interval(name)) for name in there)] for run in material.runs
+        [run.named, *(measured(run.mean(name), run.interval(name)) for name in there)] for run in material.runs
     ]
     return Table(
         "Other metrics of the answers, % (95 % interval)",
@@ -121,9 +115,9 @@ def losses(material: Material) -> Section | None:
                     material.shown(reading.run).named,
                     bar,
                     percent(right),
-                    estimate(reading.retrieval_loss),
-                    estimate(one.reading_loss),
-                    estimate(one.knowledge),
+                    estimated(reading.retrieval_loss),
+                    estimated(one.reading_loss),
+                    estimated(one.knowledge),
                 ]
             )
     if not rows:
@@ -159,7 +153,11 @@ def _negative(material: Material) -> str:
         for reading in one.contexts
         if reading.retrieval_loss and (reading.retrieval_loss.mean or 0.0) < 0
     ]
-    return f"A negative retrieval loss ({', '.join(gains)}): better with the found passages than with the gold ones." if gains else ""
+    return (
+        f"A negative retrieval loss ({', '.join(gains)}): better with the found passages than with the gold ones."
+        if gains
+        else ""
+    )
 
 
 # -------------------------------------------------------------------------------------------------- helped and hurt
@@ -168,7 +166,7 @@ def _negative(material: Material) -> str:
 def flows(material: Material) -> Section | None:
     """For every pair of runs of one model that differ in their passages: helped, hurt, both right, both wrong."""
     rows: list[list[Cell]] = []
-    for first, second in _telling_pairs(material):
+    for first, second in [*material.pairs_of_retrievers(), *material.pairs_with_nothing()]:
         pair = material.pair(first, second)
         if pair.n == 0:
             continue
@@ -182,7 +180,7 @@ def flows(material: Material) -> Section | None:
         label = f"{first.label} to {second.label}: helped {pair.helped}, hurt {pair.hurt} of {pair.n}"
         rows.append(
             [
-                f"{first.named} → {second.named}",
+                material.step(first, second),
                 charts.stacked(label, parts),
                 *(
                     Link(f"{getattr(pair, name):,}", first.place, second.place, name.replace("_", "-"))
@@ -214,121 +212,6 @@ def flows(material: Material) -> Section | None:
     )
 
 
-def _telling_pairs(material: Material) -> list[tuple[Shown, Shown]]:
-    """Pairs of one model: no context to every other, and retriever to retriever; the gold passage is no alternative."""
-    kept = []
-    for one in material.comparison.decompositions:
-        labels = [one.without, *(reading.run for reading in one.contexts)]
-        runs = sorted((material.shown(label) for label in labels if label), key=lambda run: run.place)
-        kept += [(a, b) for a, b in combinations(runs, 2) if a.context == "none" or "oracle" not in (a.context, b.context)]
-    return kept
-
-
-# ------------------------------------------------------------------------------------------------- is it more than chance
-
-
-def differences(material: Material) -> Section | None:
-    """The paired tests: effect, interval, adjusted p, and the smallest difference that could be seen."""
-    pairs = _tested_pairs(material)
-    if not pairs:
-        return None
-    metrics = material.comparison.metrics
-    by = material.comparison.right_by
-    tables = [
-        table
-        for metric in metrics
-        if (table := _tests_table(material, pairs, metric, "right answers" if metric == by else metric.replace("_", " ")))
-    ]
-    return Section(
-        "differences",
-        "Is the difference real?",
-        "Every pair of runs is compared on the same questions. A difference is called real where chance alone would "
-        f"show one in fewer than 5 of 100 such families of comparisons (Holm's correction over {_family(material)} "
-        "tests; McNemar's exact test for right and wrong, a paired bootstrap for the rest). “Could be seen” is the "
-        "smallest true difference that so many questions show in four of five cases: below it, no difference shown "
-        "does not mean none.",
-        tables,
-        [
-            Key("c-helped", "second is better"),
-            Key("c-hurt", "second is worse"),
-            Key("c-none", "no difference shown"),
-        ],
-    )
-
-
-def _family(material: Material) -> int:
-    return max((test.family for pair in material.comparison.pairs for test in pair.tests), default=0)
-
-
-def _tested_pairs(material: Material) -> list[tuple[Shown, Shown]]:
-    """Retrievers of one model first, then no context against each, then models against each other in one context."""
-    ordered: dict[tuple[int, int], tuple[Shown, Shown]] = {}
-    within = _telling_pairs(material)
-    across = [
-        (a, b)
-        for a, b in combinations(material.runs, 2)
-        if a.model != b.model and a.run.cell.shows == b.run.cell.shows
-    ]
-    named = {(a.place, b.place) for a, b in within}
-    others = [
-        (a, b)
-        for a, b in combinations(material.runs, 2)
-        if a.model == b.model and (a.place, b.place) not in named
-    ]
-    for a, b in [*(p for p in within if p[0].context != "none"), *(p for p in within if p[0].context == "none"), *others, *across]:
-        ordered[a.place, b.place] = (a, b)
-    return list(ordered.values())
-
-
-def _tests_table(
-    material: Material, pairs: Sequence[tuple[Shown, Shown]], metric: str, title: str
-) -> Table | None:
-    tested = [
-        (first, second, test)
-        for first, second in pairs
-        for test in material.pair(first, second).tests
-        if test.metric == metric
-    ]
-    if not tested:
-        return None
-    reach = max(max(abs(test.low), abs(test.high)) for *_, test in tested)
-    rows: list[list[Cell]] = [
-        [
-            f"{first.named} → {second.named}",
-            charts.difference(
-                f"{points(test.difference)} points ({span(test.low, test.high)})",
-                test.difference,
-                test.low,
-                test.high,
-                reach,
-                real=is_real(test),
-            ),
-            points(test.difference),
-            span(test.low, test.high),
-            p_value(test.p_holm),
-            _said(test, first, second),
-            NONE if test.smallest_difference is None else f"{100 * test.smallest_difference:.1f}",
-        ]
-        for first, second, test in tested
-    ]
-    columns = [
-        Column("from → to", "words"),
-        Column(f"difference, 0 in the middle, ±{100 * reach:.0f}", "drawing"),
-        Column("points"),
-        Column("95 % interval"),
-        Column("p (Holm)"),
-        Column("real?", "words"),
-        Column("could be seen"),
-    ]
-    return Table(f"Differences in {title}, points of 100", columns, rows)
-
-
-def _said(test: Test, first: Shown, second: Shown) -> str:
-    if not is_real(test):
-        return "not shown"
-    return f"yes: {second.key if test.difference > 0 else first.key} is better"
-
-
 # ------------------------------------------------------------------------------------------------- known and unknown
 
 
@@ -337,15 +220,15 @@ def known(material: Material) -> Section | None:
     rows: list[list[Cell]] = []
     for one in material.comparison.decompositions:
         for reading in one.contexts:
-            if reading.known is None and reading.unknown is None:
+            if reading.known is None or not reading.known.n:  # a model that knows nothing has no such split
                 continue
             sizes = [str(made.n) if made else "0" for made in (reading.known, reading.unknown)]
             rows.append(
                 [
                     material.shown(reading.run).named,
-                    estimate(reading.known),
+                    estimated(reading.known),
                     sizes[0],
-                    estimate(reading.unknown),
+                    estimated(reading.unknown),
                     sizes[1],
                 ]
             )
@@ -365,8 +248,3 @@ def known(material: Material) -> Section | None:
         "share of the unknown is what retrieval adds.",
         [Table("Right answers with passages, % (95 % interval), by what the model knew", columns, rows)],
     )
-
-
-def changed(pair: Pair) -> int:
-    """How many questions went from right to wrong or back."""
-    return pair.helped + pair.hurt

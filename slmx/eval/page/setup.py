@@ -17,7 +17,10 @@ def setup(material: Material) -> Section:
         ["right by", comparison.right_by],
         ["normalisers", ", ".join(comparison.normalisers)],
         ["intervals", f"95 %, percentile bootstrap over questions, 10,000 resamples, seed {comparison.seed}"],
-        ["tests", "McNemar's exact test for right and wrong, paired bootstrap for the rest, Holm over each metric's pairs"],
+        [
+            "tests",
+            "McNemar's exact test for right and wrong, paired bootstrap for the rest, Holm over each metric's pairs",
+        ],
         ["smallest visible difference", "80 % power at 5 %, from the scatter of these pairs"],
     ]
     return Section(

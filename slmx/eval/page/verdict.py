@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from slmx.eval.compare import Test
 from slmx.eval.page.cost import seconds
 from slmx.eval.page.form import leaked_tag
@@ -15,6 +17,7 @@ from slmx.eval.page.material import Material, Shown
 from slmx.eval.page.numbers import is_real, p_value, percent, points, span
 
 _FEW_QUESTIONS = 300
+_RIVALS = 2  # how many a model are told of in words; all stand in the tables
 _OFTEN = 0.05  # a flaw in more than this share of a run's answers is worth a caution
 
 
@@ -36,11 +39,18 @@ def verdict(material: Material) -> list[str]:
     choices = [choice for model in material.models if (choice := _choice(material, model))]
     if not choices:
         return _without_retrievers(material)
-    sentences = [_headline(material, choices)]
-    for choice in choices:
-        several = len(material.models) > 1
-        sentences += [f"{'With ' + choice.best.model + ': ' if several else ''}{said}" for said in _support(material, choice)]
-    return sentences
+    several = len(material.models) > 1
+    supports = [
+        f"{choice.best.model}: {said}" if several else said for choice in choices for said in _support(material, choice)
+    ]
+    return [_headline(material, choices), *supports]
+
+
+def called(material: Material, run: Shown) -> str:
+    """A run's retriever in a sentence; with its k where the runs differ in it."""
+    cell = run.run.cell
+    several = len({other.run.cell.k for other in material.runs if other.context == "retrieved"}) > 1
+    return f"{cell.retriever} with k={cell.k}" if several else cell.retriever
 
 
 def _choice(material: Material, model: str) -> Choice | None:
@@ -55,8 +65,6 @@ def _choice(material: Material, model: str) -> Choice | None:
 
 def _in_favour(material: Material, best: Shown, other: Shown) -> Test | None:
     """The test between two runs, turned so that a positive difference speaks for `best`."""
-    import msgspec
-
     first, second = sorted((best, other), key=lambda run: run.place)
     test = material.test(first, second)
     if test is None or second is best:
@@ -65,35 +73,32 @@ def _in_favour(material: Material, best: Shown, other: Shown) -> Test | None:
     return msgspec.structs.replace(test, first=test.second, second=test.first, **turned)
 
 
-# -------------------------------------------------------------------------------------------------------- with retrievers
+# ------------------------------------------------------------------------------------------------------ with retrievers
 
 
 def _headline(material: Material, choices: Sequence[Choice]) -> str:
-    names = list(dict.fromkeys(choice.best.run.cell.shows for choice in choices))
     contested = [choice for choice in choices if choice.others]
     if not contested:
         return _only_retriever(material, choices)
     clear = [choice for choice in contested if not choice.equals]
-    if len(names) == 1 and len(clear) == len(contested):
-        others = list(dict.fromkeys(run.run.cell.shows for choice in contested for run, _ in choice.others))
+    best = list(dict.fromkeys(called(material, choice.best) for choice in contested))
+    if len(best) == 1 and len(clear) == len(contested):
+        others = list(dict.fromkeys(called(material, run) for choice in contested for run, _ in choice.others))
         models = f" with {_all_of(len(contested))}" if len(contested) > 1 else ""
-        return f"Use {names[0]}. It is better than {_listed(others)}{models}, and the difference is real, not chance."
+        return f"Use {best[0]}. It is better than {listed(others)}{models}, and the difference is real, not chance."
     if len(contested) == 1:
-        choice = contested[0]
-        if clear:
-            return f"Use {names[0]}. It is better than the others, and the difference is real, not chance."
-        return _tie(material, choice)
-    if clear:
-        told = "; ".join(
-            f"with {choice.best.model} use {choice.best.run.cell.shows}"
-            + ("" if choice in clear else f" or {_listed([run.run.cell.shows for run, _ in choice.equals])}")
-            for choice in contested
+        return _tie(material, contested[0])
+    if not clear:
+        return (
+            f"No clear winner: with {_all_of(len(contested))} no difference between the best retriever and the next "
+            f"could be shown on these {material.comparison.questions:,} questions."
         )
-        return f"It depends on the model: {told}."
-    return (
-        f"No clear winner: with {_all_of(len(contested))} no difference between the best retriever and the next could "
-        f"be shown on these {material.comparison.questions:,} questions."
-    )
+    told = []
+    for choice in contested:
+        names = [called(material, run) for run in (choice.best, *(run for run, _ in choice.equals))]
+        real = "a real difference" if choice in clear else "no real difference shown"
+        told.append(f"with {choice.best.model} use {' or '.join(names)} ({real})")
+    return f"It depends on the model: {'; '.join(told)}."
 
 
 def _all_of(models: int) -> str:
@@ -102,52 +107,60 @@ def _all_of(models: int) -> str:
 
 def _tie(material: Material, choice: Choice) -> str:
     equals = [choice.best, *(run for run, _ in choice.equals)]
-    names = [run.run.cell.shows for run in equals]
+    names = [called(material, run) for run in equals]
+    worse = [called(material, run) for run, test in choice.others if is_real(test)]
+    beaten = f" ({listed(worse)} did worse)" if worse else ""
     timed = [(spent, run) for run in equals if (spent := seconds(run))]
     cheaper = ""
     if len(timed) == len(equals):
         spent, run = min(timed, key=lambda pair: pair[0])
         slowest = max(spent for spent, _ in timed)
-        cheaper = f" {run.run.cell.shows} was the fastest here ({1000 * spent:.3g} ms a question, the slowest {1000 * slowest:.3g})."
-    worse = [run.run.cell.shows for run, test in choice.others if is_real(test)]
-    beaten = f", and both better than {_listed(worse)}" if worse and len(names) == 2 else ""
+        times = f"{1000 * spent:.3g} ms a question, the slowest {1000 * slowest:.3g}"
+        cheaper = f" The fastest here was {called(material, run)} ({times})."
     return (
-        f"No difference between {_listed(names)} could be shown{beaten}: on these "
-        f"{material.comparison.questions:,} questions they may be equally good, so choose by cost.{cheaper}"
+        f"No real difference between {listed(names)} could be shown{beaten}: on these "
+        f"{material.comparison.questions:,} questions it may be chance, so choose by cost.{cheaper}"
     )
 
 
 def _only_retriever(material: Material, choices: Sequence[Choice]) -> str:
-    name = choices[0].best.run.cell.shows
-    without = [(choice, test) for choice in choices if (test := _against_nothing(material, choice.best))]
-    if not without:
+    name = called(material, choices[0].best)
+    tests = [test for choice in choices if (test := _against_nothing(material, choice.best))]
+    if not tests:
         return f"Only one retriever was tried, {name}: there is nothing to compare it with."
-    helps = [is_real(test) and test.difference > 0 for _, test in without]
-    harms = [is_real(test) and test.difference < 0 for _, test in without]
-    if all(helps):
+    if all(is_real(test) and test.difference > 0 for test in tests):
         return f"Use {name} rather than no passages: retrieval helps, and the difference is real, not chance."
-    if all(harms):
-        return f"Do without {name}: with its passages more answers are wrong, and the difference is real, not chance."
-    if not any(helps) and not any(harms):
+    if all(is_real(test) and test.difference < 0 for test in tests):
+        return f"Do without {name}: its passages make answers worse, and the difference is real, not chance."
+    if not any(map(is_real, tests)):
         return f"Whether {name} helps could not be shown on these {material.comparison.questions:,} questions."
     return f"Whether {name} helps depends on the model."
 
 
 def _support(material: Material, choice: Choice) -> list[str]:
-    """What stands behind the headline, for one model."""
+    """What stands behind the headline, for one model: the nearest rivals, what retrieval was worth, what was lost."""
     best = choice.best
-    said = []
-    for other, test in choice.others:
-        seen = "" if test.smallest_difference is None else f"; differences from {100 * test.smallest_difference:.1f} points on can be seen here"
-        verdict = "a real difference" if is_real(test) else "no difference shown"
-        said.append(
-            f"{best.run.cell.shows} answers {percent(material.right(best).mean)} % right, {other.run.cell.shows} "
-            f"{percent(material.right(other).mean)} %: {verdict} of {points(test.difference).lstrip('+')} points "
-            f"(95 % interval {span(test.low, test.high)}, p {_equals(test.p_holm)}{seen})."
-        )
-    worth = _worth(material, best)
-    lost = _lost(material, best)
-    return [*said, *([" ".join(filter(None, (worth, lost)))] if worth or lost else [])]
+    said = [_against(material, best, other, test) for other, test in choice.others[:_RIVALS]]
+    if len(choice.others) > _RIVALS:
+        said.append(f"{len(choice.others) - _RIVALS} more retrievers stand in the tables below.")
+    more = " ".join(filter(None, (_worth(material, best), _lost(material, best))))
+    return [" ".join(said), more] if said and more else list(filter(None, (" ".join(said), more)))
+
+
+def _against(material: Material, best: Shown, other: Shown, test: Test) -> str:
+    seen = (
+        "" if test.smallest_difference is None else f" The smallest visible here: {_points(test.smallest_difference)}."
+    )
+    kind = "a real difference" if is_real(test) else "no real difference shown"
+    return (
+        f"{called(material, best)} answers {percent(material.right(best).mean)} % right, {called(material, other)} "
+        f"{percent(material.right(other).mean)} %: {kind}, {_points(test.difference)} (95 % interval "
+        f"{span(test.low, test.high)}, p {_equals(test.p_holm)}).{seen}"
+    )
+
+
+def _points(difference: float) -> str:
+    return f"{points(difference).lstrip('+')} points"
 
 
 def _equals(p: float) -> str:
@@ -167,34 +180,31 @@ def _worth(material: Material, best: Shown) -> str:
     if one is None or one.without is None or test is None:
         return ""
     without = material.shown(one.without)
-    pair = material.pair(*sorted((without, best), key=lambda run: run.place))
-    helped, hurt = (pair.helped, pair.hurt) if without.place < best.place else (pair.hurt, pair.helped)
-    real = "a real gain" if test.difference > 0 else "a real loss"
-    told = real if is_real(test) else "no difference shown"
+    pair = material.pair(without, best)  # no context comes first in every list of runs
+    kind = ("a real gain" if test.difference > 0 else "a real loss") if is_real(test) else "no real difference shown"
     return (
-        f"Without passages it answers {percent(material.right(without).mean)} % right: {best.run.cell.shows} helped on "
-        f"{helped:,} questions and hurt on {hurt:,} ({told}, {points(test.difference)} points)."
+        f"Without passages the model knows {percent(material.right(without).mean)} %; {called(material, best)} helped "
+        f"on {pair.helped:,} questions and hurt on {pair.hurt:,} ({kind})."
     )
 
 
 def _lost(material: Material, best: Shown) -> str:
     """Where the points that are missing to 100 are lost."""
     one, reading = material.decomposition(best), material.reading(best)
-    if not one or not reading or not one.reading_loss or one.reading_loss.mean is None:
-        return ""
-    loss, retrieval = one.reading_loss.mean, reading.retrieval_loss.mean if reading.retrieval_loss else None
-    if retrieval is None:
+    loss = one.reading_loss.mean if one and one.reading_loss else None
+    retrieval = reading.retrieval_loss.mean if reading and reading.retrieval_loss else None
+    if loss is None or retrieval is None:
         return ""
     if retrieval < 0:
-        return f"It does better with these passages than with the gold ones ({points(-retrieval)} points)."
-    larger = "reading, not finding, is what to improve" if loss > retrieval else "finding is what to improve"
+        return f"It does better with the passages found than with the gold ones, by {_points(-retrieval)}."
+    advice = "the model's reading is what to improve" if loss > retrieval else "finding passages is what to improve"
     return (
-        f"Of 100 questions {percent(loss)} are lost in reading (wrong even with the gold passage) and {percent(retrieval)} "
-        f"in retrieval: {larger}."
+        f"Of 100 answers {percent(loss)} are lost in reading (wrong even with the gold passage) and {percent(retrieval)} "
+        f"in retrieval: {advice}."
     )
 
 
-# ----------------------------------------------------------------------------------------------------- without retrievers
+# --------------------------------------------------------------------------------------------------- without retrievers
 
 
 def _without_retrievers(material: Material) -> list[str]:
@@ -215,11 +225,10 @@ def _without_retrievers(material: Material) -> list[str]:
     said = [f"No retriever was tried. The most right answers: {best.label}, {share} %."]
     if rivals:
         other, test = rivals[0]
-        told = "a real difference" if is_real(test) else "no difference shown"
+        told = "a real difference" if is_real(test) else "no real difference shown"
         said.append(
-            f"Next is {other.label}, {percent(material.right(other).mean)} %: {told} of "
-            f"{points(test.difference).lstrip('+')} points (95 % interval {span(test.low, test.high)}, "
-            f"p {_equals(test.p_holm)})."
+            f"Next is {other.label}, {percent(material.right(other).mean)} %: {told}, {_points(test.difference)} (95 % "
+            f"interval {span(test.low, test.high)}, p {_equals(test.p_holm)})."
         )
     return said
 
@@ -235,10 +244,7 @@ def cautions(material: Material) -> list[str]:
         notes.append(f"Only {comparison.questions:,} questions: small differences cannot be seen.")
     if comparison.unscored:
         notes.append(f"{comparison.unscored:,} questions have no gold answer and are in no share of right answers.")
-    for run in material.runs:
-        if flaws := _flaws(run):
-            notes.append(f"{run.named}: {', '.join(flaws)}.")
-    return notes
+    return notes + [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
 
 
 def _flaws(run: Shown) -> list[str]:
@@ -251,14 +257,15 @@ def _flaws(run: Shown) -> list[str]:
         (empty > _OFTEN, f"{percent(empty)} % of the answers are empty"),
         (capped > _OFTEN, f"{percent(capped)} % of the answers are cut off by the token cap"),
         (leaked > _OFTEN * n, f"{percent(leaked / n)} % of the answers hold leaked control tokens or tags"),
-        (bool(prompts.get("answers_cut")), f"{prompts.get('answers_cut', 0):,} prompts lost their answer when shortened"),
+        (
+            bool(prompts.get("answers_cut")),
+            f"{prompts.get('answers_cut', 0):,} prompts lost their answer when shortened",
+        ),
         (bool(prompts.get("without_context")), f"{prompts.get('without_context', 0):,} questions had no passage"),
     ]
     return [words for applies, words in found if applies]
 
 
-def _listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"; parts that hold commas are set apart by their own words."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 2 else f"{names[0]} and {names[1]}"
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
