@@ -30,8 +30,8 @@ def differences(material: Material) -> Section | None:
         "Is the difference real?",
         "Runs are compared on the same questions. A difference is called real where chance would show one in fewer "
         f"than 5 of 100 such families of comparisons (p after Holm's correction for {_family(material)} tests: "
-        "McNemar's exact test for right and wrong, a paired bootstrap for the rest). “Could be seen” is the smallest true "
-        "difference that so many questions show in four of five cases; below it, “not shown” does not mean none.",
+        "McNemar's exact test for right and wrong, a paired bootstrap for the rest). “Could be seen” is the smallest "
+        "true difference that so many questions show in four of five cases; below it, “not shown” does not mean none.",
         tables,
         [
             Key("c-helped", "the second is better"),
@@ -72,7 +72,12 @@ def _table(material: Material, title: str, pairs: Sequence[tuple[Shown, Shown]])
         Column("could be seen"),
         *(Column(_NAMES.get(name, name)) for name in others),
     ]
-    return Table(f"{title}: points of 100 (95 % interval)", columns, rows, note=_STAR if others else "")
+    return Table(
+        f"{title}: points of 100 (95 % interval)",
+        columns,
+        rows,
+        note=_STAR if any("*" in str(cell) for row in rows for cell in row) else "",
+    )
 
 
 def _drawing(test: Test, reach: float) -> charts.Svg:

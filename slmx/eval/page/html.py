@@ -53,9 +53,13 @@ def _hash(inline: str) -> str:
 
 
 def _verdict(report: Report) -> str:
-    said = "".join(f"<p>{text(sentence)}</p>" for sentence in report.verdict)
-    cautions = "".join(f"<li>{text(caution)}</li>" for caution in report.cautions)
-    return said + (f'<ul class="cautions">{cautions}</ul>' if cautions else "")
+    first, *rest = report.verdict
+    lists = (("support", "", rest), ("cautions", "<h3>To be known</h3>", report.cautions))
+    return f"<p>{text(first)}</p>" + "".join(
+        f'{head}<ul class="{kind}">{"".join(f"<li>{text(said)}</li>" for said in saying)}</ul>'
+        for kind, head, saying in lists
+        if saying
+    )
 
 
 def _section(section: Section) -> str:

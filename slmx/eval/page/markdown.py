@@ -12,9 +12,8 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 def render(report: Report) -> str:
     """The whole text."""
     lines = [f"# {text(report.title)}", "", text(report.subtitle), ""]
-    for sentence in report.verdict:
-        lines += [f"**{text(sentence)}**", ""]
-    lines += [f"- {text(caution)}" for caution in report.cautions]
+    first, *rest = report.verdict
+    lines += [f"**{text(first)}**", "", *(f"- {text(said)}" for said in (*rest, *report.cautions))]
     for section in report.sections:
         lines += _section(section)
     return "\n".join(lines).rstrip() + "\n"

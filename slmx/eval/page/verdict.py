@@ -148,9 +148,8 @@ def _support(material: Material, choice: Choice) -> list[str]:
 
 
 def _against(material: Material, best: Shown, other: Shown, test: Test) -> str:
-    seen = (
-        "" if test.smallest_difference is None else f" The smallest visible here: {_points(test.smallest_difference)}."
-    )
+    smallest = test.smallest_difference
+    seen = "" if smallest is None else f" So many questions show differences from {_points(smallest)} on."
     kind = "a real difference" if is_real(test) else "no real difference shown"
     return (
         f"{called(material, best)} answers {percent(material.right(best).mean)} % right, {called(material, other)} "
@@ -183,8 +182,8 @@ def _worth(material: Material, best: Shown) -> str:
     pair = material.pair(without, best)  # no context comes first in every list of runs
     kind = ("a real gain" if test.difference > 0 else "a real loss") if is_real(test) else "no real difference shown"
     return (
-        f"Without passages the model knows {percent(material.right(without).mean)} %; {called(material, best)} helped "
-        f"on {pair.helped:,} questions and hurt on {pair.hurt:,} ({kind})."
+        f"Without passages {percent(material.right(without).mean)} % are right; {called(material, best)} helped on "
+        f"{pair.helped:,} questions and hurt on {pair.hurt:,} ({kind})."
     )
 
 
@@ -199,8 +198,8 @@ def _lost(material: Material, best: Shown) -> str:
         return f"It does better with the passages found than with the gold ones, by {_points(-retrieval)}."
     advice = "the model's reading is what to improve" if loss > retrieval else "finding passages is what to improve"
     return (
-        f"Of 100 answers {percent(loss)} are lost in reading (wrong even with the gold passage) and {percent(retrieval)} "
-        f"in retrieval: {advice}."
+        f"Of 100 answers {percent(loss)} are lost in reading (wrong even with the gold passage), {percent(retrieval)} in "
+        f"retrieval: {advice}."
     )
 
 
