@@ -35,6 +35,11 @@ Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
 
+MetricsPreset = Annotated[
+    str, typer.Option("--metrics-preset", help="default, squad, flashrag, bergen, lm-eval, lighteval, seed-v1/v3.")
+]
+Vocabulary = Annotated[Path | None, typer.Option("--vocabulary", help="BERT's vocab.txt, for token_recall@bert alone.")]
+
 
 def run_folders(incomplete: str) -> list[str]:
     """Shell completion from the runs under the output folder."""

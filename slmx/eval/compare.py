@@ -118,7 +118,10 @@ class Compared(Record, frozen=True, omit_defaults=False):
 
 
 class Comparison(Record, frozen=True, omit_defaults=False):
-    """The result of `slmx eval compare`. `unscored` counts questions without a gold answer: they are in no number."""
+    """The result of `slmx eval compare`.
+
+    `unscored` counts questions without a gold answer, or without a judge's grade in one of the runs: none counts them.
+    """
 
     dataset: str
     questions: int
@@ -198,7 +201,7 @@ def compare(joined: Joined, *, baseline: int | None = None, seed: int = 0) -> Co
     return Comparison(
         dataset=next((run.cell.dataset for run in joined.runs if run.cell.dataset), ""),
         questions=len(joined.question_ids),
-        unscored=sum(right is None for right in joined.right[0]),
+        unscored=joined.right[0].count(None),
         right_by=joined.right_by,
         normalisers=sorted(set(joined.normalisers)),
         metrics=list(joined.values),

@@ -26,7 +26,7 @@ def render(comparison: Comparison) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    unscored = f", {comparison.unscored} without a gold answer left out" if comparison.unscored else ""
+    unscored = f", {comparison.unscored} without a gold answer or a grade left out" if comparison.unscored else ""
     head = f"{len(comparison.runs)} runs over {comparison.questions} questions of {comparison.dataset or 'a file'}"
     head += f"{unscored}. Right = {comparison.right_by}; percent, 95 % interval below.\n"
     shown, hidden = _shown(comparison)
@@ -172,9 +172,9 @@ def csv_lines(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.pairs:
         counts = (pair.n, pair.helped, pair.hurt, pair.both_right, pair.both_wrong, pair.same_answer, pair.ignored)
         for test in pair.tests:
-            numbers = (test.metric, test.test, test.n, test.first, test.second, test.difference, test.low, test.high)
-            numbers += (test.p, test.p_holm, test.family, test.smallest_difference, test.smallest_unpaired)
-            yield _line((pair.first, pair.second, *counts, *numbers))
+            effect = (test.metric, test.test, test.n, test.first, test.second, test.difference, test.low, test.high)
+            sure = (test.p, test.p_holm, test.family, test.smallest_difference, test.smallest_unpaired)
+            yield _line((pair.first, pair.second, *counts, *effect, *sure))
 
 
 def _line(cells: Sequence[object]) -> str:

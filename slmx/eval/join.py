@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slmx.errors import RefusedError, UsageError
-from slmx.eval.metrics import METRICS
+from slmx.eval.grades import stored_grades
+from slmx.eval.metrics import METRICS, Grade
 from slmx.eval.results import RETRIEVAL_VERSIONS, score_all
 from slmx.eval.runs import Run, labels
 from slmx.records import Prediction
@@ -19,7 +20,7 @@ from slmx.text import words
 
 Outcome = Literal["helped", "hurt", "both_right", "both_wrong"]
 OUTCOMES: tuple[Outcome, ...] = ("helped", "hurt", "both_right", "both_wrong")
-RIGHT_BY = ("match", "em")
+RIGHT_BY = ("match", "em", "judge")
 DEFAULT_METRICS = ("match", "token_recall")
 NAMED = 3  # how many ids a refusal names
 
@@ -28,8 +29,9 @@ NAMED = 3  # how many ids a refusal names
 class Joined:
     """Runs over the same questions, in the dataset's order; inner lists have one element a question.
 
-    `right` tells whether the answer counts as right, None where a question has no gold answer; `covered` whether the
-    passages given hold an answer, None without context. `said` are the answers. `values` are metrics by name.
+    `right` tells whether the answer counts as right; it is None in all runs where it is undefined in one (no gold
+    answer, no grade of the judge), so that all have the same questions. `covered` tells whether the passages given hold
+    an answer, None without context. `said` are the answers. `values` are metrics by name.
     """
 
     runs: Sequence[Run]
@@ -66,15 +68,22 @@ def outcome(first: bool | None, second: bool | None) -> Outcome | None:
 def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str] = DEFAULT_METRICS) -> Joined:
     """Put finished runs side by side, question by question.
 
+    Args:
+        runs: as `find_runs` gives them.
+        right_by: match, em, or judge (`judge:MODEL` where several have graded).
+        metrics: further metrics wanted in `values`.
+
     Raises:
-        UsageError: no run, an unfinished one, or an unknown metric.
+        UsageError: no run, an unfinished one, an unknown metric, or answers that no judge graded.
         RefusedError: the runs are not over the same questions with the same golds, dataset and normaliser.
     """
-    if right_by not in RIGHT_BY:
+    kind, _, judge = right_by.partition(":")
+    if kind not in RIGHT_BY or (judge and kind != "judge"):
         raise unknown_name("way to tell right from wrong", right_by, RIGHT_BY)
-    names = tuple(dict.fromkeys((right_by, *metrics)))
+    column_of_right = "judge_correct" if kind == "judge" else kind
+    names = tuple(dict.fromkeys((column_of_right, *metrics)))
     for name in names:
-        if name not in METRICS and name not in RETRIEVAL_VERSIONS:
+        if name not in METRICS and name not in RETRIEVAL_VERSIONS and name != column_of_right:
             raise unknown_name("metric", name, [*METRICS, *RETRIEVAL_VERSIONS])
     _check_finished(runs)
     _check_datasets(runs)
@@ -90,11 +99,17 @@ def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str]
             first = predictions
         predictions = _aligned(runs[0], first, run, predictions)
         rows = score_all(predictions, scored)
+        if kind == "judge":
+            grades = stored_grades(run, predictions, judge)
+            rows = [{**row, **_judged(grade)} for row, grade in zip(rows, grades, strict=True)]
         for name, column in values.items():
             column.append([row.get(name) for row in rows])
-        right.append([None if row[right_by] is None else row[right_by] == 1 for row in rows])
+        right.append([None if (value := row[column_of_right]) is None else value == 1 for row in rows])
         covered.append([None if (share := row.get("answer_coverage")) is None else share == 1 for row in rows])
         said.append([prediction.predicted_answer for prediction in predictions])
+    unscored = {place for column in right for place, value in enumerate(column) if value is None}
+    right = [[None if place in unscored else value for place, value in enumerate(column)] for column in right]
+    values[column_of_right] = [[None if value is None else float(value) for value in column] for column in right]
     return Joined(
         runs=runs,
         labels=labels(runs),
@@ -108,6 +123,10 @@ def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str]
         covered=covered,
         values=values,
     )
+
+
+def _judged(grade: Grade | None) -> dict[str, float | None]:
+    return {"judge_correct": None if grade is None else float(grade == "correct")}
 
 
 def _check_finished(runs: Sequence[Run]) -> None:

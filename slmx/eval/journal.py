@@ -35,7 +35,7 @@ class Journal:
         """`batches` are the question ids of each batch of the plan. Use `open_journal`."""
         self.path = path
         self._batches = [list(batch) for batch in batches]
-        self._stream = _open_locked(path)
+        self._stream = open_locked(path)
         self.done = self._recover()
 
     def _recover(self) -> int:
@@ -103,11 +103,12 @@ def locked(folder: Path) -> Iterator[None]:
     if not (folder / NAME).exists():
         yield
         return
-    with _open_locked(folder / NAME):
+    with open_locked(folder / NAME):
         yield
 
 
-def _open_locked(path: Path) -> BinaryIO:
+def open_locked(path: Path) -> BinaryIO:
+    """A file open for appending, by one process at a time; RefusedError where another one has it."""
     stream = path.open("ab")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -83,7 +83,7 @@ class Run:
                     raise SlmxError(f"{journal}, line {number}: {error}.", hint="Run the cell again.") from None
         else:
             path = self.path / PREDICTIONS if self.path.is_dir() else self.path
-            yield from enumerate(_read_file(path, texts, self.normaliser))
+            yield from enumerate(read_predictions_file(path, texts, self.normaliser))
 
     def predictions(self, *, texts: bool = True) -> list[Prediction]:
         """All predictions in the dataset's order. Without `texts` about a kilobyte each."""
@@ -137,8 +137,14 @@ class _Rows(Record, frozen=True):
     predictions: list[msgspec.Raw]
 
 
-def _read_file(path: Path, texts: bool, normaliser: str = "") -> Iterator[Prediction]:
-    """The predictions of a predictions.json, or of an old file: a list of question_id, question, ground_truth, …"""
+def read_predictions_file(path: Path, texts: bool, normaliser: str = "") -> Iterator[Prediction]:
+    """The predictions of a predictions.json, or of an old file: a list of question_id, question, ground_truth, …
+
+    `texts` and what comes back as in `Run.stream`; a `normaliser` replaces each question's own.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
     with files.open_bytes(path) as source:
         content = source.read()
     try:
@@ -247,7 +253,7 @@ def _cell(folder: Path, run_file: RunFile) -> Cell:
 
 def _cell_of_file(path: Path, name: str) -> Cell:
     """What the first prediction of a file tells of its run."""
-    first = next(_read_file(path, texts=False), None)
+    first = next(read_predictions_file(path, texts=False), None)
     if first is None:
         raise UsageError(f"{path} holds no predictions.")
     mode = CANONICAL[first.context_type]

@@ -50,7 +50,7 @@ def _table(material: Material, title: str, pairs: Sequence[tuple[Shown, Shown]])
     if not tested:
         return None
     reach = max(max(abs(test.low), abs(test.high)) for *_, test in tested)
-    others = [name for name in material.comparison.metrics if name != material.comparison.right_by]
+    others = material.comparison.metrics[1:]
     rows: list[list[Cell]] = [
         [
             material.step(first, second),

@@ -142,7 +142,8 @@ class Material:
 
     def test(self, first: Shown, second: Shown) -> Test | None:
         """The test of right and wrong between two runs, in the order of the runs."""
-        return next((t for t in self.pair(first, second).tests if t.metric == self.comparison.right_by), None)
+        by = self.comparison.metrics[0]  # what `right_by` says, as a column of numbers
+        return next((test for test in self.pair(first, second).tests if test.metric == by), None)
 
 
 def gather(joined: Joined, comparison: Comparison) -> Material:

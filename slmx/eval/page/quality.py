@@ -17,13 +17,17 @@ _ANSWER_METRICS = {
     "simpleqa_not_attempted": "not attempted",
     "simpleqa_f1": "SimpleQA F1",
 }
-RIGHT = {"match": "a gold answer stands in the answer, word for word", "em": "the answer is a gold answer"}
+RIGHT = {
+    "match": "a gold answer stands in the answer, word for word",
+    "em": "the answer is a gold answer",
+    "judge": "a judge, itself a model, graded it correct",
+}
 
 
 def right_answers(material: Material) -> Section:
     """The matrix of model × mode, a bar for every run, and the other metrics of answers."""
     by = material.comparison.right_by
-    told = RIGHT.get(by, by)
+    told = RIGHT[by.partition(":")[0]]
     runs = [[run.named, _level(material, run), estimated(material.right(run))] for run in material.runs]
     bars = Table(
         "Right answers of every run, %",
