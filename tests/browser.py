@@ -40,7 +40,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-PATIENCE = 60.0
+PATIENCE = 20.0
 
 
 class Unavailable(Exception):
@@ -246,9 +246,9 @@ class Page:
         return made["result"].get("value")
 
     def wait(self, expression: str) -> Any:
-        """The first true value of an expression."""
+        """The first true value of an expression; an element counts as true."""
         until = time.monotonic() + PATIENCE
-        while not (value := self.js(expression)):
+        while not (value := self.js(f"(v => v instanceof Node ? true : v)({expression})")):
             if time.monotonic() > until:
                 raise TimeoutError(f"never true: {expression}; console: {self.problems}")
             self.browser.listen(0.02)
@@ -264,6 +264,7 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A click with the mouse in the middle of the first element that a selector finds."""
+        self.call("Page.bringToFront")
         box = self.js(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', behavior: 'instant'});"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from slmx.eval.page import charts
@@ -118,25 +119,44 @@ def _machine(run: Shown) -> str:
 
 
 def _over_time(material: Material) -> list[Figure]:
-    """Memory over time where the runs' memory_usage.json has times; of the GPU where there is one."""
-    figures = []
-    for name, title in (("gpu_ram_used_mb", "GPU memory"), ("cpu_ram_used_mb", "Resident memory")):
-        lines = []
-        for run in material.runs:
-            points = _series(run.memory, name)
-            if len(points) > 1 and any(y for _, y in points):
-                lines.append((run, points))
-        if lines:
-            drawn = [
-                charts.Line(_COLOURS[at % len(_COLOURS)], run.named, points) for at, (run, points) in enumerate(lines)
-            ]
-            drawing = charts.lines(f"{title} over time", drawn, x_title="seconds since the start", y_title="MiB")
-            legend = [Key(line.colour, line.words) for line in drawn]
-            figures.append(Figure(drawing, f"{title} over time", legend))
-    return figures
+    """Speed and memory over time, as far as the runs' run.log and memory_usage.json tell of them."""
+    return [
+        figure
+        for figure in (
+            _curves("Speed over time", "questions/s", [(run, _speeds(run.progress)) for run in material.runs]),
+            _curves(
+                "GPU memory over time", "MiB", [(run, _series(run.memory, "gpu_ram_used_mb")) for run in material.runs]
+            ),
+            _curves(
+                "Resident memory over time",
+                "MiB",
+                [(run, _series(run.memory, "cpu_ram_used_mb")) for run in material.runs],
+            ),
+        )
+        if figure
+    ]
 
 
-def _series(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    times = [datetime.fromisoformat(str(line["timestamp"])) for line in log if "timestamp" in line]
-    values = [float(line.get(name, 0.0)) for line in log if "timestamp" in line]
-    return [((time - times[0]).total_seconds(), value) for time, value in zip(times, values, strict=True)]
+def _curves(title: str, unit: str, curves: Sequence[tuple[Shown, Sequence[tuple[float, float]]]]) -> Figure | None:
+    """One line a run; None where no run has two points and one that is not 0."""
+    told = [(run, points) for run, points in curves if len(points) > 1 and any(y for _, y in points)]
+    if not told:
+        return None
+    drawn = [charts.Line(_COLOURS[at % len(_COLOURS)], run.named, points) for at, (run, points) in enumerate(told)]
+    drawing = charts.lines(title, drawn, x_title="seconds since the start", y_title=unit)
+    return Figure(drawing, title, [Key(line.colour, line.words) for line in drawn])
+
+
+def _speeds(progress: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
+    """Questions a second between two lines of the log, at the time of the second."""
+    return [(t, (done - before) / (t - s)) for (s, before), (t, done) in pairwise(progress) if t > s and done > before]
+
+
+def _series(memory: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    """A curve of the memory log: of its samples, or of its marks where there are none."""
+    samples = memory.get("samples", {})
+    if samples.get(name):
+        return list(zip(samples["seconds"], samples[name], strict=True))
+    marks = [line for line in memory.get("detailed_log", []) if "timestamp" in line]
+    times = [datetime.fromisoformat(str(line["timestamp"])) for line in marks]
+    return [((time - times[0]).total_seconds(), float(m.get(name, 0))) for time, m in zip(times, marks, strict=True)]

@@ -32,8 +32,6 @@ _ESCAPES = {
     "≥": r"\ensuremath{\geq}",
     "≤": r"\ensuremath{\leq}",
     "…": r"\dots{}",
-    "\u00a0": "~",
-    "\u202f": r"\,",
 }
 _SPECIAL = re.compile("|".join(map(re.escape, _ESCAPES)))
 
@@ -54,7 +52,7 @@ def render(report: Report) -> str:
 
 def text(value: str) -> str:
     """Plain text on one line, every special character of LaTeX escaped."""
-    return _SPECIAL.sub(lambda found: _ESCAPES[found.group()], " ".join(clean(value).split(" ")).replace("\n", " "))
+    return _SPECIAL.sub(lambda found: _ESCAPES[found.group()], " ".join(clean(value).split()))
 
 
 def _table(table: Table, label: str) -> list[str]:

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test
@@ -20,6 +22,7 @@ from slmx.text import words
 
 _FEWEST_GROUPS, _MOST_GROUPS, _FEWEST_IN_GROUP = 2, 40, 10
 _GROUPINGS = {"topic": "topic", "answer_type": "answer type"}  # of the questions' metadata
+_ANSWERED = re.compile(r"(?P<stamp>\S+) (?P<task>.+): (?P<done>\d+) of \d+ questions\b")  # see slmx.eval.runlog
 _ASKING = re.compile(
     r"\b(who|whom|whose|when|where|which|what|how|why|кто|когда|где|какой|какая|какие|что|как|почему)\b"
 )
@@ -29,7 +32,8 @@ _ASKING = re.compile(
 class Shown:
     """A run as the page shows it. `key` is its letter; lists have one element a question, in the order of `Joined`.
 
-    `numbers` are means with their intervals by metric; `facts` whatever results.json holds besides.
+    `facts` is what results.json holds, `memory` what memory_usage.json does; `progress` tells how many questions were
+    answered after so many seconds.
     """
 
     key: str
@@ -41,7 +45,8 @@ class Shown:
     contexts: Sequence[Sequence[str]]
     stops: Mapping[str, int]
     facts: Mapping[str, Any]
-    memory: Sequence[Mapping[str, Any]]
+    memory: Mapping[str, Any]
+    progress: Sequence[tuple[float, int]]
 
     @property
     def context(self) -> Context:
@@ -172,7 +177,6 @@ def _shown(joined: Joined, place: int, place_of: Mapping[str, int], groupings: d
     if place == 0:
         groupings.update(_groupings(metadata))
     path = run.path / "memory_usage.json"
-    memory = read_json(path).get("detailed_log", []) if path.is_file() else []
     return Shown(
         key=_key(place),
         label=joined.labels[place],
@@ -183,8 +187,21 @@ def _shown(joined: Joined, place: int, place_of: Mapping[str, int], groupings: d
         contexts=contexts,
         stops=stops,
         facts=run.results or _computed(run, joined),
-        memory=memory,
+        memory=read_json(path) if path.is_file() else {},
+        progress=_progress(run.path / "run.log"),
     )
+
+
+def _progress(log: Path) -> list[tuple[float, int]]:
+    """How the answering went on, from the run's log: (seconds since the first such line, questions answered)."""
+    if not log.is_file():
+        return []
+    found = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        told = _ANSWERED.match(line)
+        if told and told["task"] == log.parent.name:
+            found.append((datetime.fromisoformat(told["stamp"]), int(told["done"])))
+    return [((time - found[0][0]).total_seconds(), done) for time, done in found]
 
 
 def _computed(run: Run, joined: Joined) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _tie(material: Material, choice: Choice) -> str:
         cheaper = f" The fastest here was {called(material, run)} ({times})."
     return (
         f"No real difference between {listed(names)} could be shown{beaten}: on these "
-        f"{material.comparison.questions:,} questions it may be chance, so choose by cost.{cheaper}"
+        f"{material.comparison.questions:,} questions any may be chance, so choose by cost.{cheaper}"
     )
 
 
@@ -149,7 +149,7 @@ def _support(material: Material, choice: Choice) -> list[str]:
 
 def _against(material: Material, best: Shown, other: Shown, test: Test) -> str:
     smallest = test.smallest_difference
-    seen = "" if smallest is None else f" So many questions show differences from {_points(smallest)} on."
+    seen = "" if smallest is None else f" With so many questions a difference shows from about {_points(smallest)} on."
     kind = "a real difference" if is_real(test) else "no real difference shown"
     return (
         f"{called(material, best)} answers {percent(material.right(best).mean)} % right, {called(material, other)} "
@@ -198,8 +198,8 @@ def _lost(material: Material, best: Shown) -> str:
         return f"It does better with the passages found than with the gold ones, by {_points(-retrieval)}."
     advice = "the model's reading is what to improve" if loss > retrieval else "finding passages is what to improve"
     return (
-        f"Of 100 answers {percent(loss)} are lost in reading (wrong even with the gold passage), {percent(retrieval)} in "
-        f"retrieval: {advice}."
+        f"Of 100 answers {percent(loss)} are lost in reading (wrong even with the gold passage), {percent(retrieval)} "
+        f"in retrieval: {advice}."
     )
 
 
