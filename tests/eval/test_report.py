@@ -128,7 +128,7 @@ def test_cautions_name_what_makes_numbers_doubtful(tmp_path: Path) -> None:
     written = write_report([tmp_path], tmp_path / "r.html")
     assert written.cautions == [
         "Only 40 questions: small differences cannot be seen.",
-        "A · none: 97.5 % of the answers are cut off by the token cap, "
+        "A · none: 100.0 % of the answers are cut off by the token cap, "
         "97.5 % of the answers hold leaked control tokens or tags.",
     ]
 
