@@ -118,7 +118,7 @@ def _changes(pairs: Sequence[Pair]) -> RenderableType:
 
 
 def _tests(metric: str, pairs: Sequence[Pair]) -> RenderableType | None:
-    """The tests of a metric; in a narrow terminal without the intervals and the p before Holm."""
+    """The tests of a metric; in a narrow terminal without intervals and the p before Holm, then without the means."""
     from slmx.console import Fitting, table
 
     tests = [(pair, test) for pair in pairs for test in pair.tests if test.metric == metric]
@@ -136,8 +136,10 @@ def _tests(metric: str, pairs: Sequence[Pair]) -> RenderableType | None:
     how = "McNemar, exact" if tests[0][1].test == "mcnemar_exact" else "paired bootstrap"
     title = f"Is it more than chance? {metric} ({how}; Holm over {tests[0][1].family})"
     heads = ["from → to", "from", "to", "points", "p", "p Holm", "shows\nfrom", "verdict"]
-    fewer_heads = [head for head in heads if head != "p"]
-    return Fitting([table(title, heads, wide), table(title, fewer_heads, narrow)])
+    narrow_heads = [head for head in heads if head != "p"]
+    narrowest = [[row[0], row[3], row[4], row[6]] for row in narrow]
+    forms = [(heads, wide), (narrow_heads, narrow), ([heads[0], "points", "p Holm", "verdict"], narrowest)]
+    return Fitting([table(title, columns, rows) for columns, rows in forms])
 
 
 def verdict(test: Test) -> str:
