@@ -41,7 +41,7 @@ MEANINGS = (
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the demo's files go.")] = Path("outputs/demo"),
 ) -> None:
-    """Convert the bundled sample, cut and index passages, answer in three modes, compare: the tables explain themselves.
+    """Convert the bundled sample, cut and index passages, answer in three modes, compare; all of it explains itself.
 
     At the end stands a page, report.html, that says which retriever to use and whether the difference is real.
 

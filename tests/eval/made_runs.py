@@ -42,7 +42,7 @@ def make_run(
     cost: dict[str, Any] | None = None,
     stop: str = "eos",
 ) -> Path:
-    """A finished run in `outputs`; returns its folder. `metrics` are those of results.json, the default preset's at first."""
+    """A finished run in `outputs`; returns its folder. `metrics` are those of results.json (default: the preset's)."""
     folder = outputs / cell.folder
     predictions = [
         _prediction(cell, question, answer, contexts[place] if contexts else [], stop)

@@ -30,7 +30,7 @@ def test_stacked_parts_fill_no_more_than_the_whole(sizes: list[float], mark: flo
     drawing = charts.stacked(HOSTILE, parts, mark=mark, mark_words=HOSTILE)
     svg = parse(drawing)
     assert svg.get("aria-label") == HOSTILE.replace("\x00", "\ufffd")
-    rects = [rect for rect in svg.iter("rect")]
+    rects = list(svg.iter("rect"))
     assert sum(float(rect.get("width", "").rstrip("%")) for rect in rects) <= 100.5
     assert all(-0.01 <= value <= 100.01 for value in percents(drawing))
 
