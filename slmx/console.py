@@ -17,7 +17,7 @@ from slmx.errors import SlmxError
 from slmx.events import Listener, Notice, Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 EVERY_SECONDS = 5.0  # how often a line of progress is written where there is no terminal
 
@@ -114,6 +114,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))  # Text: a passage may hold [brackets] that are not markup
     return Group(Text(title, style="bold"), made, "") if title else Group(made, "")
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The first of several forms of the same thing that fits the width, widest first; the last one if none does."""
+
+    forms: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.measure import Measurement
+
+        for form in self.forms[:-1]:
+            if Measurement.get(console, options.update(width=10_000), form).minimum <= options.max_width:
+                yield form
+                return
+        yield self.forms[-1]
 
 
 def note(text: str) -> None:

@@ -1,4 +1,7 @@
-"""`slmx demo`: the main job on the bundled sample, offline: convert -> passages -> index -> eval in three modes."""
+"""`slmx demo`: the main job on the bundled sample, offline.
+
+convert -> passages -> index -> eval in three modes -> compare -> report.html
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from slmx.group import Group
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from slmx.eval.report import Written
     from slmx.eval.run import RunOptions, RunReport
     from slmx.events import Listener
 
@@ -37,7 +41,9 @@ MEANINGS = (
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the demo's files go.")] = Path("outputs/demo"),
 ) -> None:
-    """Convert the bundled sample, cut and index passages, answer in three modes; the tables explain themselves.
+    """Convert the bundled sample, cut and index passages, answer in three modes, compare; all of it explains itself.
+
+    At the end stands a page, report.html, that says which retriever to use and whether the difference is real.
 
     Needs no network. Example: `slmx demo --out my-first-run`
     """
@@ -48,8 +54,9 @@ def demo(
         options = prepare(out, listen)
         from slmx.eval.run import plan_run, run
 
-        report = run(plan_run(options, listen), stop=stop, listen=listen)
-    console.result(report, render)
+        done = run(plan_run(options, listen), stop=stop, listen=listen)
+        written = write_page(out, done, listen)
+    console.result({"cells": done.cells, "report": written}, lambda _: render(done, written))
 
 
 def prepare(out: Path, listen: Listener) -> RunOptions:
@@ -89,6 +96,17 @@ def prepare(out: Path, listen: Listener) -> RunOptions:
     )
 
 
+def write_page(out: Path, done: RunReport, listen: Listener) -> Written:
+    """Compare the demo's runs, and write the comparison as a page into `out`."""
+    from slmx.eval.report import write_report
+    from slmx.events import Notice
+
+    page, runs = out / "report.html", [Path(cell.folder) for cell in done.cells]
+    listen(Notice(f"4. slmx eval compare {out / 'runs'}"))
+    listen(Notice(f"5. slmx eval report {out / 'runs'} --to {page}"))
+    return write_report(runs, page, overwrite=True)
+
+
 def _claim(out: Path) -> None:
     """Mark `out` as the demo's own before anything else is written, so that it can be run again after a stop."""
     from slmx.errors import RefusedError
@@ -113,16 +131,18 @@ def _encoder_is_here(listen: Listener) -> bool:
     return False
 
 
-def render(report: RunReport) -> RenderableType:
-    """The table of the run, and what its rows and columns mean."""
+def render(done: RunReport, written: Written) -> RenderableType:
+    """The table of the run, what its rows and columns mean, and what the comparison of the runs says."""
     from rich.console import Group as Lines
     from rich.text import Text
 
     from slmx.console import table
+    from slmx.eval.report import render as render_page
     from slmx.eval.report_table import render_report
 
     meanings = table("What the numbers mean", ["", ""], [list(line) for line in MEANINGS], left=2)
+    heading = Text("The comparison of the runs, and its page", style="bold")
     next_step = (
-        "Next: the same on a model. slmx eval run --model smollm2-360m --mode no_context oracle --dataset sample"
+        "\nNext: the same on a model. slmx eval run --model smollm2-360m --mode no_context oracle --dataset sample"
     )
-    return Lines(render_report(report), meanings, Text(next_step))
+    return Lines(render_report(done), meanings, heading, render_page(written), Text(next_step))

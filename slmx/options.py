@@ -48,6 +48,25 @@ TensorBoard = Annotated[
     bool | None,
     typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard files.", show_default="as in the settings"),
 ]
+MetricsPreset = Annotated[
+    str, typer.Option("--metrics-preset", help="default, squad, flashrag, bergen, lm-eval, lighteval, seed-v1/v3.")
+]
+Vocabulary = Annotated[Path | None, typer.Option("--vocabulary", help="BERT's vocab.txt, for token_recall@bert alone.")]
+
+
+def run_folders(incomplete: str) -> list[str]:
+    """Shell completion from the runs under the output folder."""
+    from slmx import settings
+
+    found = settings.load().output_dir.glob("**/run.json")
+    return sorted(str(path.parent) for path in found if str(path.parent).startswith(incomplete))
+
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run folders, or folders above them.", autocompletion=run_folders),
+]
+RightBy = Annotated[str, typer.Option("--right-by", help="What makes an answer right: match, em, judge.")]
 
 
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:

@@ -45,6 +45,16 @@ class EvalSettings(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, description="tokens an answer may have; unset: the model preset's")
 
 
+class JudgeSettings(BaseModel):
+    """The model that grades answers (`slmx eval rescore --judge URL`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    api_key: SecretStr | None = Field(None, description="key of the judge's server; no other tool's is taken")
+    concurrency: int = Field(8, ge=1, le=256, description="answers graded at the same time")
+    retries: int = Field(6, ge=0, le=20, description="times a failed request is sent again, with growing pauses")
+    timeout: float = Field(120.0, gt=0, description="seconds that one try may take")
+
+
 class PassageSettings(BaseModel):
     """How documents are cut into passages where a command needs them and has no option for it."""
 
@@ -159,6 +169,7 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="auto, bfloat16, float16, float32")
     seed: int = Field(0, ge=0, description="of samples, splits and bootstrap intervals")
     eval: EvalSettings = EvalSettings()
+    judge: JudgeSettings = JudgeSettings()
     passages: PassageSettings = PassageSettings()
     s3: S3Settings = S3Settings()
     clearml: ClearMLSettings = ClearMLSettings()

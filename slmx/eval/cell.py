@@ -91,7 +91,8 @@ class Session(Record, frozen=True, omit_defaults=False):
 class RunFile(Record, frozen=True, omit_defaults=False):
     """The content of run.json: what was run, on what, and the plan of batches that a resume must repeat.
 
-    `configuration` is what the answers depend on, by content, and `identity` its hash; `options` is what was asked for.
+    `configuration` is what the answers depend on, by content, and `identity` its hash; `options` is what was asked for,
+    and `cell` which part of it this is (None in the run files of earlier versions).
     """
 
     format: int
@@ -103,6 +104,7 @@ class RunFile(Record, frozen=True, omit_defaults=False):
     versions: dict[str, str]
     machine: dict[str, Any]
     created: str
+    cell: Cell | None = None
     sessions: list[Session] = []
     cost: dict[str, Any] = {}
     finished: bool = False
@@ -220,6 +222,7 @@ def _start(
         versions=versions(),
         machine=machine(used.get("device", "auto"), used.get("dtype", "auto")),
         created=_now(),
+        cell=work.cell,
     )
     write_json(folder / RUN_FILE, run_file)
     return run_file

@@ -79,12 +79,8 @@ def run(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model. Only if you read it.")
     ] = False,
-    metrics_preset: Annotated[
-        str, typer.Option("--metrics-preset", help="default, squad, flashrag, bergen, lm-eval, lighteval, seed-v1/v3.")
-    ] = "default",
-    vocabulary: Annotated[
-        Path | None, typer.Option("--vocabulary", help="BERT's vocab.txt, for token_recall@bert alone.")
-    ] = None,
+    metrics_preset: options.MetricsPreset = "default",
+    vocabulary: options.Vocabulary = None,
     words: options.Words = None,
     overlap: options.Overlap = None,
     seed: options.Seed = None,
@@ -212,3 +208,152 @@ def retrieval(
             listen=listen,
         )
     console.result(report, render)
+
+
+@app.command("compare")
+def compare(
+    runs: options.Runs,
+    right_by: options.RightBy = "match",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Also test this metric; may be repeated.", show_default="token_recall"),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="Compare all runs with this one, instead of each with each.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", help="Write CSV into this file; `csv` alone: to stdout.")] = "",
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """What did a context change, question by question, and is it more than chance?
+
+    RUN is a run's folder, a folder above several, or a file of predictions.
+
+    Example: `slmx eval compare outputs --baseline outputs/extractive_nq_no_context`
+    """
+    from slmx import console, settings
+    from slmx.eval import compare_table
+    from slmx.eval.compare import compare_runs
+    from slmx.files import write_bytes
+
+    known = settings.load()
+    comparison = compare_runs(
+        runs,
+        right_by=right_by,
+        metrics=[name for names in metric or ["token_recall"] for name in names.split(",")],
+        baseline=baseline,
+        seed=known.seed if seed is None else seed,
+    )
+    if to == "csv":
+        console.stream(compare_table.csv_lines(comparison), str)
+        return
+    if to:
+        content = "".join(f"{line}\r\n" for line in compare_table.csv_lines(comparison))
+        write_bytes(Path(to), content.encode(), overwrite=overwrite)
+    console.result(comparison, compare_table.render)
+
+
+@app.command("report")
+def report(
+    runs: options.Runs,
+    to: Annotated[
+        Path, typer.Option("--to", help="report.html, report.md or report.tex: the ending says the form.")
+    ] = (Path("report.html")),
+    right_by: options.RightBy = "match",
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Which retriever to use, is the difference real, what does it cost: runs over the same questions as one page.
+
+    RUN is a run's folder, a folder above several, or a file of predictions.
+
+    Example: `slmx eval report outputs --to report.html`
+    """
+    from slmx import console, settings
+    from slmx.eval.report import render, write_report
+
+    known = settings.load()
+    with console.listening() as listen:
+        written = write_report(
+            runs, to, right_by=right_by, seed=known.seed if seed is None else seed, overwrite=overwrite, listen=listen
+        )
+    console.result(written, render)
+
+
+@app.command("list")
+def list_command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Where to look.", show_default="outputs")
+    ] = None,
+) -> None:
+    """The runs so far: how they differ, what they scored, how old they are, which are not finished.
+
+    Example: `slmx eval list outputs/first-try`
+    """
+    from slmx import console, settings
+    from slmx.eval.list import list_runs, render
+
+    console.result(list_runs(folders or [settings.load().output_dir]), render)
+
+
+@app.command("rescore")
+def rescore(
+    runs: options.Runs,
+    metrics_preset: options.MetricsPreset = "default",
+    normaliser: Annotated[
+        str, typer.Option("--normaliser", help="norm, norm-u1 or auto (by question), instead of the stored one.")
+    ] = "",
+    vocabulary: options.Vocabulary = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="Address of an OpenAI-compatible server whose model grades the answers.")
+    ] = "",
+    judge_model: Annotated[str, typer.Option("--judge-model", help="The model's name there.")] = "",
+    judge_tokens: Annotated[
+        int, typer.Option("--judge-tokens", min=1, help="Tokens a reply of the judge may have.")
+    ] = 1024,
+    seed: options.Seed = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the judge would be asked, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the original numbers.")] = False,
+) -> None:
+    """Metrics again from stored answers, without a model; old files of predictions too.
+
+    What was measured before is measured again by today's rules, and the preset's metrics with it. The new files stand
+    beside the old ones. With --judge a model grades each answer by SimpleQA's official template; its key is the setting
+    judge.api_key, and the same command goes on where it was stopped.
+
+    Example: `slmx eval rescore outputs --judge http://localhost:8000/v1 --judge-model qwen3-32b`
+    """
+    from slmx import console, settings
+    from slmx.eval import rescore_table
+    from slmx.eval.judge import open_judge, waiting
+    from slmx.eval.rescore import Rescoring, rescore_all
+    from slmx.eval.runs import find_runs
+    from slmx.signals import stopping
+
+    known = settings.load()
+    asked = Rescoring(
+        preset=metrics_preset,
+        normaliser=normaliser,
+        vocabulary=vocabulary,
+        seed=known.seed if seed is None else seed,
+        overwrite=overwrite,
+    )
+    asked.check()
+    key = known.judge.api_key.get_secret_value() if known.judge.api_key else ""
+    opened = open_judge(
+        judge,
+        judge_model,
+        api_key=key,
+        max_tokens=judge_tokens,
+        concurrency=known.judge.concurrency,
+        retries=known.judge.retries,
+        timeout=known.judge.timeout,
+    )
+    found = find_runs(runs)
+    if dry_run:
+        console.result(waiting(found, opened), rescore_table.render_waiting)
+        return
+    with stopping(console.note) as stop, console.listening() as listen:
+        report = rescore_all(found, asked, judge=opened, stop=stop, listen=listen)
+    console.result(report, rescore_table.render)
+    report.check()

@@ -39,6 +39,11 @@ class Cell(Record, frozen=True):
         name = f"{slug(self.model)}_{slug(self.dataset)}_{self.mode}"
         return f"{name}_{slug(self.retriever)}_k{self.k}" if self.context == "retrieved" else name
 
+    @property
+    def shows(self) -> str:
+        """What the cell shows the model, in a word or two."""
+        return f"{self.retriever}, k={self.k}" if self.context == "retrieved" else self.context
+
 
 class Plan(Record, frozen=True):
     """All cells of one command, grouped by model, and the questions they share: so many `of` the dataset's."""

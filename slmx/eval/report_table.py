@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from slmx.eval.metrics import METRICS
-from slmx.eval.plan import Cell, Plan
+from slmx.eval.plan import Plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,18 +90,13 @@ def _table(title: str, titles: dict[str, str], cells: Sequence[CellRun]) -> Rend
         model = [] if title == PASSAGES else [run.cell.model]  # what was retrieved is the same for all models
         speed = [f"{run.results['questions_per_second']:.1f}"] if title == FORM else []
         numbers = [shown(run.results, name, max(counts)) for name in names]
-        lines[*model, context(run.cell), str(max(counts)), *numbers, *speed] = None
+        lines[*model, run.cell.shows, str(max(counts)), *numbers, *speed] = None
     if not lines:
         return None
     heads = ["context", "n", *(titles[name] for name in names)]
     heads = heads if title == PASSAGES else ["model", *heads]
     heads += ["ques-\ntions/s"] if title == FORM else []
     return table(title, heads, list(lines), left=heads.index("n"))
-
-
-def context(cell: Cell) -> str:
-    """What a cell shows the model, in a word or two."""
-    return f"{cell.retriever}, k={cell.k}" if cell.context == "retrieved" else cell.context
 
 
 def shown(results: dict[str, Any], name: str, n: int) -> str:

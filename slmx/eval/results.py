@@ -7,7 +7,7 @@ beside them. Shares are 0 to 1.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def metric_names(preset: str, *, simple_qa: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def score_all(predictions: Sequence[Prediction], names: Sequence[str], *, vocabulary: Path | None = None) -> list[Row]:
+def score_all(predictions: Iterable[Prediction], names: Sequence[str], *, vocabulary: Path | None = None) -> list[Row]:
     """The metrics of every prediction; retrieval numbers that the journal holds are put beside them."""
     rows: list[Row] = []
     for prediction in predictions:
@@ -79,6 +79,7 @@ def results_record(
     seed: int,
     cost: Mapping[str, float],
     dataset: Mapping[str, int],
+    versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -88,8 +89,9 @@ def results_record(
         seed: of the bootstrap intervals.
         cost: durations, sizes and memory, under the names of results.json.
         dataset: how many questions there are in all, and how many rows of the source could not be used.
+        versions: of metrics in the rows that are neither ours nor the retriever's.
     """
-    summaries = aggregate(rows, seed=seed, versions=RETRIEVAL_VERSIONS)
+    summaries = aggregate(rows, seed=seed, versions={**RETRIEVAL_VERSIONS, **(versions or {})})
     stops = Counter(str(p.metadata.get("stop", "")) for p in predictions)
     return {
         **{name: summary.mean for name, summary in summaries.items()},

@@ -1,4 +1,4 @@
-"""The bootstrap interval of a mean."""
+"""The bootstrap interval of a mean, and the paired tests, against scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap, permutation_test
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from slmx.errors import SlmxError
 from slmx.eval import statistics
-from slmx.eval.statistics import bootstrap_interval, percentile_interval, resample_counts
+from slmx.eval.statistics import (
+    bootstrap_interval,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    percentile_interval,
+    resample_counts,
+    smallest_paired_difference,
+    smallest_unpaired_difference,
+)
 
 RNG = np.random.default_rng(7)
 DATA = {
@@ -97,3 +109,91 @@ def test_resampled_counts_keep_n_and_the_shares() -> None:
     drawn = resample_counts([30, 0, 70], seed=1, resamples=2_000)
     assert drawn.shape == (2_000, 3) and (drawn.sum(axis=1) == 100).all()
     assert drawn.mean(axis=0) == pytest.approx([30, 0, 70], abs=0.5)
+
+
+# -------------------------------------------------------------------------------------------------------- paired tests
+
+PAIRS = {
+    "0/1": (RNG.random(250) < 0.45).astype(float) - (RNG.random(250) < 0.35).astype(float),
+    "continuous": RNG.normal(0.08, 0.5, size=250),
+    "nothing there": RNG.normal(0.0, 0.5, size=250),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_the_paired_bootstrap_agrees_with_scipy(kind: str) -> None:
+    differences = PAIRS[kind]
+    effect = paired_bootstrap(differences.tolist(), seed=2)
+    assert effect.difference == pytest.approx(differences.mean())
+    theirs = bootstrap((differences,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    tolerance = 0.12 * differences.std() / math.sqrt(len(differences))
+    assert effect[1:3] == pytest.approx((theirs.low, theirs.high), abs=tolerance)
+    # The sign-flip permutation test asks the same question in another way: near, not equal.
+    flipped = permutation_test(
+        (differences, np.zeros(250)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,
+        rng=1,
+    )
+    assert effect.p == pytest.approx(flipped.pvalue, abs=0.02)
+
+
+def test_a_paired_bootstrap_without_any_difference_finds_none() -> None:
+    assert paired_bootstrap([0.0] * 30) == (0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(SlmxError, match="at least one pair"):
+        paired_bootstrap([])
+
+
+def test_the_paired_bootstrap_is_wrong_about_5_times_in_100_where_there_is_nothing() -> None:
+    rng = np.random.default_rng(4)
+    found = sum(paired_bootstrap(rng.normal(size=80).tolist(), seed=i, resamples=500).p < 0.05 for i in range(400))
+    assert 0.02 <= found / 400 <= 0.09
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_mcnemar_is_the_two_sided_binomial_test(helped: int, hurt: int) -> None:
+    p = mcnemar_exact(helped, hurt)
+    assert p == mcnemar_exact(hurt, helped) and 0 < p <= 1
+    if helped + hurt:
+        assert p == pytest.approx(binomtest(helped, helped + hurt).pvalue, rel=1e-9)
+        assert p == pytest.approx(mcnemar([[0, helped], [hurt, 0]], exact=True).pvalue, rel=1e-9)
+    else:
+        assert p == 1.0
+
+
+def test_mcnemar_of_many_questions_does_not_overflow() -> None:
+    assert mcnemar_exact(1_000, 0) == 2.0**-999
+    assert mcnemar_exact(5_000, 0) == 0.0  # smaller than a float can be
+    assert mcnemar_exact(20_000, 20_000) == 1.0
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holm_is_that_of_statsmodels_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= after <= 1 for p, after in zip(p_values, adjusted, strict=True))
+    in_order = [after for _, after in sorted(zip(p_values, adjusted, strict=True))]
+    assert in_order == sorted(in_order)
+    if p_values:
+        assert adjusted == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)
+
+
+def test_the_smallest_difference_of_3610_questions() -> None:
+    changed = [1.0] * 361 + [-1.0] * 361 + [0.0] * 2_888
+    third = [1.0] * 1_203 + [0.0] * 2_407
+    paired, unpaired = smallest_paired_difference(changed), smallest_unpaired_difference(third, third)
+    assert paired is not None and round(100 * paired, 1) == 2.1
+    assert unpaired is not None and round(100 * unpaired, 1) == 3.1
+    # statsmodels solves for the effect of a paired t test, in standard deviations; the same at this n
+    theirs = TTestPower().solve_power(nobs=3_610, alpha=0.05, power=0.8) * np.std(changed)
+    assert paired == pytest.approx(theirs, rel=1e-3)
+    two = TTestIndPower().solve_power(nobs1=3_610, alpha=0.05, power=0.8) * np.std(third)
+    assert unpaired == pytest.approx(two, rel=1e-3)
+
+
+def test_no_smallest_difference_where_nothing_scatters() -> None:
+    assert smallest_paired_difference([]) is None and smallest_paired_difference([0.0] * 9) is None
+    assert (
+        smallest_unpaired_difference([1.0, 1.0], [0.0, 0.0]) is None and smallest_unpaired_difference([], [1.0]) is None
+    )
