@@ -23,7 +23,7 @@ from slmx.records import Request
 from slmx.track.memory import EVERY_SECONDS, MemoryLog
 from slmx.track.trackers import TrackedRun, Trackers, TrackOptions, open_trackers
 
-SECONDS = 6.0  # of work a measurement
+SECONDS = 4.0  # of work a measurement
 CALLS = 2000
 
 

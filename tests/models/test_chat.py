@@ -177,7 +177,7 @@ def test_in_a_terminal(tiny: Path, empty_folder: Path) -> None:
 
 
 def test_ctrl_c_leaves_at_the_prompt(tiny: Path, empty_folder: Path) -> None:
-    terminal = Terminal(command("models", "chat", str(tiny)))
+    terminal = Terminal(command("models", "chat", str(tiny), "--max-new-tokens", "5"))
     terminal.until("> ")
     os.kill(terminal.pid, signal.SIGINT)
     terminal.until("interrupted")
