@@ -22,6 +22,7 @@ COMMANDS = {
     "retrieve": ("slmx.retrieve.cli:app", "Passages in, rankings out."),
     "train": ("slmx.train.cli:app", "Pairs in, weights out."),
     "eval": ("slmx.eval.cli:app", "Questions in, predictions and metrics out."),
+    "models": ("slmx.models.cli:app", "The catalogue, and models in the terminal."),
     "s3": ("slmx.s3.cli:app", "Files and buckets."),
     "config": ("slmx.config:app", "The settings: show them, write a first file."),
 }

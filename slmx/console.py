@@ -75,6 +75,12 @@ def stream(rows: Iterable[Any], line: Callable[[Any], str]) -> None:
     sys.stdout.flush()
 
 
+def piece(text: str) -> None:
+    """A piece of a text that comes bit by bit, on stdout; what would steer the terminal is left out."""
+    sys.stdout.write("".join(c for c in text if c in "\n\t" or c.isprintable()))
+    sys.stdout.flush()
+
+
 def in_terminal() -> bool:
     """Does a person sit before stdin and stdout, and wants more than data?"""
     return sys.stdin.isatty() and sys.stdout.isatty() and not manner.json and not manner.quiet

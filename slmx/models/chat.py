@@ -1,174 +1,146 @@
-"""From a prompt's text to token ids: the chat template around it, exactly one BOS, and nothing in it that acts.
-
-The template is rendered once, around a placeholder; what it writes before and after is the frame of every prompt. A
-prompt is tokenised together with its frame, so that ordinary text gives the very ids of the rendered template. Where a
-passage spells a control token (`<|im_end|>`, `<think>`, `</s>`), the text is tokenised in two pieces, cut inside that
-spelling: it stays readable text, and cannot end the user's turn.
-"""
+"""`slmx models chat`: a conversation with a model, its history, and answers that come piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
 
-from slmx.errors import SlmxError, UsageError
-from slmx.files import hash_bytes
+from slmx.errors import UsageError
+from slmx.events import Listener, Notice, nobody
+from slmx.models.generators import open_generator
+from slmx.models.templates import Message
+from slmx.records import Record
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from slmx.models.transformers import TransformersGenerator
 
-_MESSAGE = "slmxmessageslmx"
-_DATE = "26 Jul 2024"  # some templates write today's date unless they are given one; a run must not depend on the day
+UNFINISHED = "\ufffd"  # what the bytes of half a character are shown as
 
 
-class PromptEncoder:
-    """Turns prompts into ids and ids into text for one tokenizer.
+class Answer(Record, frozen=True, omit_defaults=False):
+    """One turn: what was asked and answered. `stop`: `eos`, `length` (the token limit), or `asked` (Ctrl-C)."""
 
-    Args:
-        tokenizer: a fast tokenizer; its padding and truncation are switched off.
-        chat: use its chat template.
-        thinking: what templates that can switch thinking are told.
+    question: str
+    answer: str
+    stop: str
+    prompt_tokens: int
+    new_tokens: int
+    tokens_per_second: float
+
+
+class Conversation:
+    """What was said so far, and the model that answers. The history is kept; what exceeds the window is left out.
 
     Raises:
-        SlmxError: no fast tokenizer, no chat template where one is wanted, or one that fails.
+        SlmxError: the model's template knows no system message.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool, thinking: bool = False) -> None:
-        if not tokenizer.is_fast:
-            raise SlmxError("This model has no fast tokenizer (tokenizer.json).", hint="Convert its tokenizer first.")
-        self._tokenizer: Any = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._control = {i for i, token in self._backend.get_added_tokens_decoder().items() if acts(token.content)}
-        self._bos = _bos(tokenizer)
-        self.chat = chat
-        self.head, self.tail, self._strips = self._frame(thinking) if chat else ("", "", False)
-        self._frame_controls = self._controls(self._ids([self.head + "x" + self.tail])[0])
+    def __init__(self, generator: TransformersGenerator, *, system: str = "", listen: Listener = nobody) -> None:
+        self._generator, self._listen = generator, listen
+        self._first: list[Message] = [("system", system)] if system else []
+        self.messages: list[Message] = list(self._first)
+        self._turn = self._dropped = 0
 
     @property
-    def opened(self) -> bool:
-        """Does the template leave a thinking block open, so that the model's text begins inside it?"""
-        return self.tail.rstrip().endswith("<think>")
+    def name(self) -> str:
+        """The model's."""
+        return self._generator.name
 
     @property
-    def can_think(self) -> bool:
-        """Does the template ask for thinking, always or where it is told to?"""
-        return self.chat and (self.opened or self._frame(True) != self._frame(False))
+    def chats(self) -> bool:
+        """Does the model take turns? Else it writes on what it is given."""
+        return self._generator.chats
 
-    @property
-    def stated_length(self) -> int | None:
-        """The longest text that the tokenizer is stated for, in tokens; None if it is not."""
-        length = int(self._tokenizer.model_max_length)
-        return length if length < 10**9 else None  # transformers writes 1e30 for "not stated"
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages, self._dropped = list(self._first), 0
 
-    @cached_property
-    def turn_end(self) -> int | None:
-        """The control token with which the template ends the user's turn, which ends the model's as well; if any."""
-        if not self.chat:
-            return None
-        return next((i for i in self._ids([self.tail])[0] if i in self._control), None)
+    def ask(self, question: str, said: Callable[[str], None], goes_on: Callable[[], bool] = lambda: True) -> Answer:
+        """Answer, and remember both.
 
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of the tokenizer and of what the chat template writes around a prompt ("" without one)."""
-        return {
-            "tokenizer": hash_bytes(self._backend.to_str(), str(self._bos)),
-            "chat_template": hash_bytes(self.head, self.tail, str(self._strips)) if self.chat else "",
-        }
+        Args:
+            question: the user's turn.
+            said: gets the answer in pieces, as it is written.
+            goes_on: asked after every token; False stops the answer, and what was written is kept.
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each prompt has, frame and BOS included."""
-        return [len(ids) for ids in self.encode(texts)]
+        Raises:
+            SlmxError: the question alone is too long for the model.
+        """
+        shown, begin = "", perf_counter()
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each prompt, frame and BOS included."""
-        contents = [text.strip() for text in texts] if self._strips else texts
-        encoded = self._ids([self.head + content + self.tail for content in contents])
-        for i, ids in enumerate(encoded):
-            plain = ids if self._controls(ids) <= self._frame_controls else self._defused(contents[i])
-            encoded[i] = plain if plain[: len(self._bos)] == self._bos else self._bos + plain
-        return encoded
+        def told(text: str) -> bool:
+            nonlocal shown
+            whole = text.rstrip(UNFINISHED)
+            if whole.startswith(shown):
+                said(whole[len(shown) :])
+                shown = whole
+            return goes_on()
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of new tokens, without special ones; the marks of a thinking block stay even if they are special."""
-        return str(self._backend.decode([i for i in ids if i not in self._silent], skip_special_tokens=False))
-
-    @cached_property
-    def _silent(self) -> frozenset[int]:
-        marks = {self._backend.token_to_id(mark) for mark in ("<think>", "</think>")}
-        return frozenset(self._tokenizer.all_special_ids) - marks
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def _controls(self, ids: Sequence[int]) -> int:
-        return sum(map(self._control.__contains__, ids))
-
-    def _defused(self, content: str) -> list[int]:
-        """The ids of a content that spells control tokens: cut inside each spelling until none is left."""
-        text, first, last = self.head + content + self.tail, len(self.head), len(self.head) + len(content)
-        cuts: set[int] = set()
-        while True:
-            edges = [0, *sorted(cuts), len(text)]
-            pieces = [text[a:b] for a, b in pairwise(edges)]
-            encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
-            new: set[int] = set()
-            for offset, encoding in zip(edges, encodings, strict=False):
-                for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True):
-                    if i in self._control:
-                        new.update(_cut(text, offset + a, offset + b, first, last))
-            if not new - cuts:
-                return [i for encoding in encodings for i in encoding.ids]
-            cuts |= new
-
-    def _frame(self, thinking: bool) -> tuple[str, str, bool]:
-        """What the template writes before and after a message, and whether it strips the message."""
-        if not self._tokenizer.chat_template:
-            raise UsageError("This model has no chat template.", hint="Use --no-chat.")
-        rendered = self._rendered(f" {_MESSAGE} ", thinking)
-        strips = f" {_MESSAGE} " not in rendered
-        head, found, tail = rendered.partition(_MESSAGE if strips else f" {_MESSAGE} ")
-        if not found or _MESSAGE in tail:
-            raise SlmxError("The chat template does not hold the message just once.", hint="Use --no-chat.")
-        return head, tail, strips
-
-    def _rendered(self, message: str, thinking: bool) -> str:
-        import jinja2
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-                date_string=_DATE,
-            )
-        except jinja2.TemplateError as error:
-            raise SlmxError(f"The chat template of this model fails: {error}.", hint="Use --no-chat.") from error
-        return str(text)
+        asked: list[Message] = [*self.messages, ("user", question)]
+        reply = self._generator.reply(asked, told, turn=self._turn)
+        if reply.text.startswith(shown):
+            said(reply.text[len(shown) :])
+        if reply.dropped > self._dropped:
+            self._listen(Notice(f"The oldest of {len(asked)} messages do not fit any more and are left out."))
+        self._dropped = reply.dropped
+        self._turn += 1
+        self.messages = [*asked, ("assistant", reply.text)]
+        return Answer(
+            question=question,
+            answer=reply.text,
+            stop="eos" if reply.ended else "length" if goes_on() else "asked",
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
+            tokens_per_second=round(reply.new_tokens / max(perf_counter() - begin, 1e-9), 1),
+        )
 
 
-def acts(token: str) -> bool:
-    """Is an added token one that acts (`<|im_end|>`, `</s>`, `[INST]`) and not plain text (a word, a run of spaces)?"""
-    bare = token.strip()
-    return len(bare) > 1 and not "".join(bare.split()).isalnum()
+def open_conversation(
+    model: str,
+    *,
+    system: str,
+    temperature: float,
+    max_new_tokens: int,
+    chat: bool | None,
+    seed: int,
+    device: str,
+    dtype: str,
+    listen: Listener = nobody,
+) -> Conversation:
+    """Load a model to talk to.
 
+    Args:
+        model: a preset, a folder or a Hub id.
+        system: what it is told first; "" for nothing.
+        temperature: 0 is greedy; above it every turn is drawn from the seed and the turn's number.
+        max_new_tokens: at most this long an answer.
+        chat: use the chat template; None: if the model has one.
+        seed: of the draws.
+        device: as everywhere.
+        dtype: as everywhere.
+        listen: told what a person should know.
 
-def _cut(text: str, start: int, end: int, first: int, last: int) -> list[int]:
-    """Where to cut a spelling at [start, end) that lies, but for white space, in the content [first, last)."""
-    while start < end and text[start].isspace():
-        start += 1
-    while start < end and text[end - 1].isspace():
-        end -= 1
-    middle = min(max((start + end) // 2, first), last)
-    return [middle] if start < last and end > first and start < middle < end else []
-
-
-def _bos(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text: a BOS or nothing."""
-    bare, full = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
-    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
-    return list(full[:start])
+    Raises:
+        UsageError: no such model, one that only answers questions (a baseline), or a system message without a template.
+        SlmxError: the model cannot be loaded.
+    """
+    generator = open_generator(
+        model,
+        listen=listen,
+        chat=chat,
+        stops=(),
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    if not hasattr(generator, "reply"):
+        raise UsageError(f"{model} is no language model to talk to.", hint="Name a model with weights, or its folder.")
+    conversation = Conversation(generator, system=system, listen=listen)
+    if system and not conversation.chats:
+        raise UsageError(f"{model} has no chat template, so that a system message means nothing to it.")
+    generator.window()  # no room for an answer is said before the weights are loaded
+    generator.load()
+    return conversation

@@ -7,11 +7,11 @@ n-grams, which keep a model from copying its context) are not used; of them only
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -20,12 +20,12 @@ from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
 from slmx.files import hash_bytes, hash_value, read_json
 from slmx.models.catalogue import fetch_weights, hash_weights, require_weight_files, size_of_weights
-from slmx.models.chat import PromptEncoder
-from slmx.models.decoding import Decoder, Draw, Drawn, Recorded, greedy
+from slmx.models.decoding import Decoder, Done, Draw, Drawn, Recorded, greedy
 from slmx.models.device import dtype_name, pick_device, pick_dtype
 from slmx.models.generators import Opening
 from slmx.models.quiet import no_bars
 from slmx.models.stopping import Reading, read
+from slmx.models.templates import Message, PromptEncoder
 from slmx.records import Completion, Request, Stop
 
 VERSION = 1  # raised when the same weights and options come to give other texts
@@ -52,6 +52,16 @@ class TokenWindow:
     def count(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt."""
         return self._encoder.count(prompts)
+
+
+class Reply(NamedTuple):
+    """A turn of a model: its text, tokens read and written, whether it ended by itself, and turns that were dropped."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    ended: bool
+    dropped: int
 
 
 class TransformersGenerator:
@@ -177,6 +187,42 @@ class TransformersGenerator:
             done[i] = self._completion(batch[i], len(prompts[i]), ids, log_prob)
         return [done[i] for i in range(len(batch))]
 
+    def reply(self, messages: Sequence[Message], told: Callable[[str], bool], *, turn: int = 0) -> Reply:
+        """The next turn of a conversation. The oldest turns (never a system message) go where the window is too short.
+
+        Args:
+            messages: the conversation; its last message is the user's.
+            told: gets the text as far as it was written, after every token; False stops the answer.
+            turn: with the seed, decides what a temperature draws.
+
+        Raises:
+            SlmxError: the last message alone exceeds the window, or the template knows no such conversation.
+        """
+        self.load()
+        window, kept = self.window(), list(messages)
+        ids = self._encoder.encode_messages(kept)
+        while window is not None and len(ids) > window.budget:
+            oldest = next((i for i, (role, _) in enumerate(kept[:-1]) if role != "system"), None)
+            if oldest is None:
+                why = f"The message has {len(ids)} tokens, and the window of {self.name} leaves {window.budget}."
+                raise SlmxError(why, hint="Say it in fewer words, or lower --max-new-tokens.")
+            del kept[oldest : oldest + 2]  # a question goes with its answer
+            ids = self._encoder.encode_messages(kept)
+
+        def done(_row: int, new: list[int]) -> bool:
+            ended = new[-1] in self._eos
+            return not told(self._reading(new[:-1] if ended else new).text) or ended
+
+        ((new, _),) = self._decode([ids], [str(turn)], done)
+        ended = new[-1] in self._eos
+        text = self._reading(new[:-1] if ended else new).text
+        return Reply(text, len(ids), len(new), ended, (len(messages) - len(kept)) // 2)
+
+    @property
+    def chats(self) -> bool:
+        """Is a chat template used? Without one, a conversation is one text that is written on."""
+        return self._encoder.chat
+
     def close(self) -> None:
         """Free the weights."""
         self._decoder = None
@@ -257,7 +303,9 @@ class TransformersGenerator:
         row: int = tokens * config.num_hidden_layers * kv_heads * size * 2 * self._dtype.itemsize
         return max(1, min(ROWS[self._kind], CACHE_BYTES[self._kind] // row))
 
-    def _decode(self, prompts: list[list[int]], question_ids: list[str]) -> list[tuple[list[int], float | None]]:
+    def _decode(
+        self, prompts: list[list[int]], question_ids: list[str], done: Done | None = None
+    ) -> list[tuple[list[int], float | None]]:
         """New ids of prompts, the longest first, with their mean log-probability where it was asked for.
 
         Where GPU memory does not suffice, in halves.
@@ -268,7 +316,7 @@ class TransformersGenerator:
         try:
             draw = self._draw(question_ids)
             told = Recorded(draw, len(prompts)) if self._options.log_probs else None
-            new = self._decoder.run(prompts, self._limit, self._is_done, told or draw)
+            new = self._decoder.run(prompts, self._limit, done or self._is_done, told or draw)
             return [(ids, told.mean(row, len(ids)) if told else None) for row, ids in enumerate(new)]
         except torch.cuda.OutOfMemoryError as error:
             if len(prompts) == 1:

@@ -10,6 +10,7 @@ import typer
 
 from slmx import options
 from slmx.group import Group
+from slmx.train import cli_lm
 
 if TYPE_CHECKING:
     from slmx.track.trackers import TrackOptions
@@ -242,3 +243,6 @@ def _train(asked: TrainOptions, joined: Ranks, track: TrackOptions) -> None:
         report = train(planned, stop=stop, listen=listen, ranks=joined, trackers=trackers)
     if joined.main:
         console.result(report, render_report)
+
+
+app.registered_commands += cli_lm.app.registered_commands
