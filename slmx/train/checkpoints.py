@@ -20,9 +20,8 @@ from slmx.records import Record
 from slmx.train.sampling import State
 
 if TYPE_CHECKING:
-    import torch
-
     from slmx.train.towers import Tower
+    from slmx.train.update import Update
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -31,13 +30,17 @@ MODEL = "model"
 
 
 class RunState(Record, frozen=True):
-    """Where a run stands after `step` steps, what it is, and its best checkpoint so far (`best_step` 0: none)."""
+    """Where a run stands after `step` steps, what it is, and its best checkpoint so far (`best_step` 0: none).
+
+    `numbers` are those of the update (`slmx.train.update.Update.numbers`).
+    """
 
     step: int
     identity: dict[str, Any]
     sampler: State
     best_step: int = 0
     best_score: float = 0.0
+    numbers: dict[str, Any] = {}
 
 
 def folder_of(save_dir: Path, step: int) -> Path:
@@ -45,14 +48,15 @@ def folder_of(save_dir: Path, step: int) -> Path:
     return save_dir / "checkpoints" / f"step_{step}"
 
 
-def save(save_dir: Path, state: RunState, tower: Tower, optimizer: torch.optim.Optimizer) -> Path:
+def save(save_dir: Path, state: RunState, tower: Tower, update: Update) -> Path:
     """Write the checkpoint of `state.step`; RefusedError when it is there already."""
     from safetensors.torch import save_file
 
     path = folder_of(save_dir, state.step)
     with whole_folder(path, marker=MANIFEST) as made:
-        tower.save(made / MODEL)
-        save_file(_moments(tower, optimizer), made / OPTIMIZER)
+        with update.shown():
+            tower.save(made / MODEL)
+        save_file(update.tensors(), made / OPTIMIZER)
         write_json(made / STATE, state)
         files = sorted(file for file in made.rglob("*") if file.is_file())
         write_json(made / MANIFEST, {file.relative_to(made).as_posix(): hash_file(file) for file in files})
@@ -68,15 +72,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _moments(tower: Tower, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by the names of the weights, so that nothing is pickled."""
-    return {
-        f"{key}.{name}": value.contiguous()
-        for name, weight in tower.named_weights()
-        for key, value in optimizer.state.get(weight, {}).items()
-    }
-
-
 def read(path: Path) -> RunState:
     """The state of a checkpoint whose files are as they were written; SlmxError names one that is not."""
     manifest = read_json(path / MANIFEST)
@@ -87,22 +82,14 @@ def read(path: Path) -> RunState:
     return msgspec.convert(read_json(path / STATE), RunState)
 
 
-def restore(path: Path, tower: Tower, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and AdamW's state of a checkpoint into a model and its optimizer."""
+def restore(path: Path, state: RunState, tower: Tower, update: Update) -> None:
+    """Put weights and the optimizer's state of a checkpoint into a model and its update."""
     from safetensors.torch import load_file
 
     from slmx.train.towers import warm_start
 
     warm_start(tower.model, path / MODEL)
-    moments = load_file(path / OPTIMIZER)
-    by_weight: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in moments.items():
-        key, _, weight_name = name.partition(".")
-        by_weight.setdefault(weight_name, {})[key] = value
-    for name, weight in tower.named_weights():
-        # AdamW keeps its step counter on the CPU, whatever the device of the weight.
-        own = by_weight.get(name, {})
-        optimizer.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in own.items()}
+    update.restore(load_file(path / OPTIMIZER), state.numbers)
 
 
 def latest(save_dir: Path) -> Path | None:
