@@ -37,7 +37,7 @@ Reranker = Annotated[
 
 
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Shell completion from the presets of a kind ("models", "retrievers", "datasets", "modes")."""
+    """Shell completion from the presets of a kind ("models", "retrievers", … of slmx.presets.KINDS)."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         from slmx import presets

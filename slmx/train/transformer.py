@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from slmx.records import Record
 from slmx.train.attention import attend
-from slmx.train.cross_entropy import summed_loss
+from slmx.train.cross_entropy import Piece, piece_of, summed_loss
 
 
 class Shape(Record, frozen=True, omit_defaults=False):
@@ -144,6 +144,7 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, *, compute: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape, self.compute = shape, compute
+        self.piece: Piece = piece_of
         self.embedding = nn.Embedding(shape.vocab_size, shape.dim)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.dim, shape.norm_eps)
@@ -180,7 +181,13 @@ class Transformer(nn.Module):
         x = self.norm(x)
         if targets is None:
             return linear(x, self.head)
-        return summed_loss(x.flatten(0, 1), self.head.weight, targets.flatten())
+        return summed_loss(x.flatten(0, 1), self.head.weight, targets.flatten(), self.piece)
+
+    def compile_layers(self, wanted: bool = True) -> None:
+        """Compile what a training step runs, at its first use; `False` takes that back. See `torch.compile`."""
+        for block in self.blocks:
+            block._compiled_call_impl = torch.compile(block._call_impl, dynamic=False) if wanted else None
+        self.piece = torch.compile(piece_of, dynamic=False) if wanted else piece_of
 
 
 def _angles(shape: Shape) -> tuple[Tensor, Tensor]:
