@@ -35,6 +35,14 @@ Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
 
+ClearML = Annotated[
+    bool | None, typer.Option("--clearml/--no-clearml", help="Send to ClearML.", show_default="if it is configured")
+]
+TensorBoard = Annotated[
+    bool | None,
+    typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard files.", show_default="as in the settings"),
+]
+
 
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
     """Shell completion from the presets of a kind ("models", "retrievers", … of slmx.presets.KINDS)."""

@@ -131,12 +131,6 @@ class ClearMLSettings(BaseModel):
         """Is there a server? The library's own default is none of ours."""
         return bool(self.api_host or self.config_file or (Path.home() / "clearml.conf").is_file())
 
-    def environment(self) -> dict[str, str]:
-        """These settings under the names that ClearML's library reads; without those that are not set."""
-        named = {env_name(name, field): getattr(self, name) for name, field in type(self).model_fields.items()}
-        plain = {n: v.get_secret_value() if isinstance(v, SecretStr) else str(v or "") for n, v in named.items()}
-        return {name: value for name, value in plain.items() if value}
-
 
 class TrackSettings(BaseModel):
     """Where the numbers of runs go beside their own files."""
@@ -326,6 +320,17 @@ def other_names(field: FieldInfo) -> tuple[str, ...]:
     extra = field.json_schema_extra
     names = extra.get("names") if isinstance(extra, dict) else None
     return tuple(map(str, names)) if isinstance(names, tuple) else ()
+
+
+def named_environment(model: BaseModel) -> dict[str, str]:
+    """Settings under the names that ClearML's library reads, wherever they came from; without those that are unset."""
+    found = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        text = value.get_secret_value() if isinstance(value, SecretStr) else "" if value is None else str(value)
+        if text and (named := env_name(name, field)).startswith("CLEARML_"):
+            found[named] = text
+    return found
 
 
 def is_secret(field: FieldInfo) -> bool:

@@ -114,11 +114,13 @@ class ClearML:
         self._close_file("stopped")
         if self._sender is None:
             return
+        offline = self._offline
         try:
-            self._sender.wait(OFFLINE_SECONDS if self._offline else self._options.wait_seconds)
+            self._sender.wait(OFFLINE_SECONDS if offline else self._options.wait_seconds)
             self._hear()
-            if not self._offline and self._unsent():
-                self._go_offline("it did not take everything in time")
+            if not offline and self._unsent():
+                if not self._offline:
+                    self._go_offline("it did not take everything in time")
                 self._sender.wait(OFFLINE_SECONDS)
                 self._hear()
         finally:

@@ -1,8 +1,8 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
 `python -m slmx.track.clearml_sender` takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for
-each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout: signs
-of life, a run's page, what is done, and `away` before it ends without having sent everything.
+each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
+signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ QUIET = {
     "CLEARML_LOG_LEVEL": "WARNING",
     "CLEARML_LOG_ENVIRONMENT": "",  # no variable of the environment is recorded
 }
-# Neither the code nor the repository of whoever runs slmx is read.
 DEVELOPMENT = {
-    "store_uncommitted_code_diff": False,
+    "report_use_subprocess": False,  # this process is one, and what it forks would outlive it
+    "worker": {"report_period_sec": 1, "console_report_period": 1},
+    "store_uncommitted_code_diff": False,  # the code of whoever runs slmx is not read
     "store_code_diff_from_remote": False,
     "vcs_repo_detect_async": False,
+    "detect_with_pip_freeze": False,
 }
 
 

@@ -1,8 +1,8 @@
 """Where the numbers of a run go beside its own files: the Tracker protocol, and the fan that sends to several.
 
-A run's truth is in its folder (results.json, metrics.csv, the journal); trackers show it elsewhere. A tracker in another
-package is an entry point of the group `slmx.trackers`, called with (TrackOptions, listener); `[track] also = ["name"]`
-in slmx.toml switches it on. The smallest complete one:
+A run's truth is in its folder (results.json, metrics.csv, the journal); trackers show it elsewhere. A tracker in
+another package is an entry point of the group `slmx.trackers`, called with (TrackOptions, listener), and
+`[track] also = ["name"]` in slmx.toml switches it on. The smallest complete one:
 
     class Printing:
         def __init__(self, options, listen): self.listen = listen
@@ -217,6 +217,7 @@ def chosen_trackers(
         UsageError: ClearML is asked for and no server is configured: the library's default server is never used.
     """
     from slmx.errors import UsageError
+    from slmx.settings import named_environment
 
     track = known.track
     has_server = known.clearml.configured()
@@ -233,6 +234,6 @@ def chosen_trackers(
         project=track.project,
         offline=track.offline,
         wait_seconds=track.wait_seconds,
-        environment=known.clearml.environment(),
+        environment=named_environment(known.clearml) | named_environment(known.s3),
         secrets=known.secrets(),
     )
