@@ -25,6 +25,11 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="auto, bfloat16, float16, float32.", show_default="auto"),
 ]
+Gpus = Annotated[str, typer.Option("--gpus", help="Ids of cards, a process each: 0,1.")]
+NumGpus = Annotated[
+    int | None,
+    typer.Option("--num-gpus", min=1, help="A count of cards, a process each; with --device cpu of processes."),
+]
 MaxItems = Annotated[int | None, typer.Option("--max-items", min=1, help="Only the first N rows.")]
 Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a passage, about.", show_default="100")]
 Overlap = Annotated[

@@ -24,9 +24,7 @@ def lm(
     save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the trained model and its checkpoints.")],
     preset: Annotated[
         str,
-        typer.Option(
-            "--preset", help="The shape of a new model.", autocompletion=options.preset_names("transformers")
-        ),
+        typer.Option("--preset", help="The shape of a new model.", autocompletion=options.preset_names("transformers")),
     ] = "",
     init_from: Annotated[
         Path | None, typer.Option("--init-from", help="Begin with this model: a --save-dir, or an old step_N.pt.")
@@ -35,7 +33,8 @@ def lm(
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="How long, instead of --steps.")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", min=1, help="Tokens a step, of all processes.", show_default="preset")
+        int | None,
+        typer.Option("--batch-tokens", min=1, help="Tokens a step, of all processes.", show_default="preset"),
     ] = None,
     micro_tokens: Annotated[
         int | None, typer.Option("--micro-tokens", min=1, help="Tokens at a time.", show_default="by the device")
@@ -50,9 +49,13 @@ def lm(
     matrix_lr: Annotated[float, typer.Option("--matrix-lr", min=0.0, help="Highest rate of Muon.")] = 0.02,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the layers' matrices.")] = 0.1,
     schedule: Annotated[str, typer.Option("--schedule", help="wsd (up, level, down), cosine, constant.")] = "wsd",
-    warmup: Annotated[float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")] = 0.02,
+    warmup: Annotated[
+        float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")
+    ] = 0.02,
     decay: Annotated[float, typer.Option("--decay", min=0.0, help="How long wsd goes down, as --warmup.")] = 0.4,
-    min_lr: Annotated[float, typer.Option("--min-lr", min=0.0, max=1.0, help="The share of the rates at the end.")] = 0.0,
+    min_lr: Annotated[
+        float, typer.Option("--min-lr", min=0.0, max=1.0, help="The share of the rates at the end.")
+    ] = 0.0,
     clip: Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")] = 1.0,
     document_mask: Annotated[
         bool, typer.Option("--document-mask/--no-document-mask", help="Documents do not see each other.")

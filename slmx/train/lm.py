@@ -1,8 +1,8 @@
 """`slmx train lm`: a token file in, a small transformer out, as a folder that transformers loads.
 
-    planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
-    with joined(["cpu"]) as ranks, stopping() as stop:
-        report = train_lm(planned, ranks=ranks, stop=stop)
+planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
+with joined(["cpu"]) as ranks, stopping() as stop:
+    report = train_lm(planned, ranks=ranks, stop=stop)
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class LmOptions:
     """What the command line asks for; the defaults are those of the command.
 
     `steps`, `tokens` and `epochs` are three ways to say how long; none: one epoch. None elsewhere: `batch_tokens` and
-    `context` of the preset, `micro_tokens` what suits the device, intervals a tenth of the steps.
+    `context` of the preset, `micro_tokens` what suits the device, intervals a tenth of the steps,
+    10 at least.
     """
 
     data: Path
@@ -290,12 +291,12 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
     before = settle.remembered(options.save_dir) if options.resume else None
     settled = before or ranks.once(lambda: settle.choose(options, plan.shape, len(share), ranks.device))
     task = LmTask(planned, settled, ranks)
-    if before is None and plan.shape:
+    if before is None:
         settled = settle.compile_if_it_pays(task, settled, options.compile, plan.steps, len(share), ranks, listen)
     elif settled.compiled:
         task.model.compile_layers()
     task.settled = settled
-    every = max(1, plan.steps // 10)
+    every = max(10, plan.steps // 10)
     made = LoopOptions(
         save_dir=options.save_dir,
         steps=plan.steps,
@@ -360,7 +361,9 @@ def content_of(file: TokenFile) -> str:
 
 
 def _hash(weights: Mapping[str, Tensor]) -> str:
-    return hash_value({name: [float(one.double().sum()), float(one.double().square().sum())] for name, one in weights.items()})
+    return hash_value(
+        {name: [float(one.double().sum()), float(one.double().square().sum())] for name, one in weights.items()}
+    )
 
 
 def render_plan(plan: LmPlan) -> RenderableType:
@@ -412,7 +415,9 @@ def estimate_lm(planned: Planned, *, ranks: Ranks, listen: Listener = nobody, st
 def render_estimate(found: LmEstimate) -> RenderableType:
     """The plan, and what it will cost."""
     settled = found.settled
-    stated = f", {100 * found.mfu * settled.rate / settled.datasheet:.0f} % of the datasheet" if settled.datasheet else ""
+    stated = (
+        f", {100 * found.mfu * settled.rate / settled.datasheet:.0f} % of the datasheet" if settled.datasheet else ""
+    )
     time = f"{found.hours:.1f} hours" if found.hours > 1.5 else f"{60 * found.hours:.1f} minutes"
     return (
         f"{render_plan(found.plan)}\n"
@@ -435,5 +440,3 @@ def render_report(report: LoopReport) -> RenderableType:
         f"  loss {report.first_loss:.4f} → {report.last_loss:.4f} (training_metrics.csv)\n{scores}{skipped}"
         f"Evaluate it: slmx eval run --model {report.folder} --dataset sample"
     )
-
-

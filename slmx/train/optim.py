@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(like(step.to(weight.dtype).mul_(scale), weight))
 
 
-# Coefficients of five steps of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, each the best for what the one before leaves
-# (Amsel et al. 2025, "The Polar Express", https://arxiv.org/abs/2505.16932, table of the paper, safety factor 1.01).
+# Five steps of x ← a x + b (x xᵀ) x + c (x xᵀ)² x, each the best for what the one before leaves (Amsel et al. 2025,
+# "The Polar Express", https://arxiv.org/abs/2505.16932).
 POLAR = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -70,7 +70,7 @@ POLAR = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-SAFETY = 1.01
+SAFETY = 1.01  # rounding may bring a singular value above 1, where the polynomials grow
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -78,11 +78,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * SAFETY + 1e-7)
-    for number, (a, b, c) in enumerate(POLAR):
-        if number:
-            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
+    for a, b, c in POLAR:
         square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        poly = torch.baddbmm(square, square, square, beta=b / SAFETY**3, alpha=c / SAFETY**5)
+        x = torch.baddbmm(x, poly, x, beta=a / SAFETY)
     return x.mT if tall else x
 
 
@@ -196,7 +195,9 @@ def restore_state(named: Named, optimizers: Iterable[torch.optim.Optimizer], ten
     for name, value in tensors.items():
         key, _, weight_name = name.partition(".")
         by_weight.setdefault(weight_name, {})[key] = value
-    owners = {id(weight): optimizer for optimizer in optimizers for g in optimizer.param_groups for weight in g["params"]}
+    owners = {
+        id(weight): optimizer for optimizer in optimizers for g in optimizer.param_groups for weight in g["params"]
+    }
     for name, weight in named:
         own, owner = by_weight.pop(name, {}), owners.get(id(weight))
         if owner is not None:
@@ -207,6 +208,3 @@ def restore_state(named: Named, optimizers: Iterable[torch.optim.Optimizer], ten
             }
     if by_weight:
         raise UsageError(f"The optimizer's state belongs to other weights: {next(iter(by_weight))}.")
-
-
-Strategy = Literal["ddp", "fsdp"]

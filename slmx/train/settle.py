@@ -60,7 +60,9 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
     """
     dtype = rates.fastest_dtype(device) if options.dtype == "auto" else pick_dtype(options.dtype, device)
     if dtype == torch.float16:
-        raise UsageError("float16 gradients need a scale that `slmx train lm` does not keep.", hint="Use --dtype float32.")
+        raise UsageError(
+            "float16 gradients need a scale that `slmx train lm` does not keep.", hint="Use --dtype float32."
+        )
     wanted = max(1, (options.micro_tokens or MICRO_TOKENS[device.type]) // shape.context)
     backend = options.attention
     if backend == "auto":
@@ -171,5 +173,3 @@ def eagerly() -> Iterator[None]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-

@@ -3,8 +3,8 @@
     token ids (B, T) → embedding → L × [ x + attention(norm(x)); x + mlp(norm(x)) ] → norm → head → loss or logits
 
 Letters in comments: B windows, T tokens a window, H query heads, K key heads, D numbers a head, C = dim, V vocabulary.
-Weights are fp32; `compute` is the number type of the products (bf16 where it is faster): each weight is cast where it is
-used, so that gradients and the optimizer stay in fp32 without a second copy to keep in step.
+Weights are fp32; `compute` is the number type of the products (bf16 where it is faster): each weight is cast where it
+is used, so that gradients and the optimizer stay in fp32 without a second copy to keep in step.
 """
 
 from __future__ import annotations

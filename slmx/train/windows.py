@@ -1,7 +1,7 @@
 """Which tokens a step sees: windows of a token file, in an order that depends on (seed, step) alone.
 
-A file is cut into windows that lie side by side, shuffled anew each pass, and each pass begins at another place, so that
-no window comes twice. Nothing has to be remembered to go on: the batch of step s is computed from s, and it is the same
+A file is cut into windows that lie side by side, shuffled anew each pass, and each pass begins at another place, so
+that no window comes twice. Nothing has to be remembered to go on: the batch of step s is computed from s, and it is the same
 for any number of processes, each of which takes its share of it.
 
     >>> windows = Windows(data.train, length=512, batch=16, seed=0)
