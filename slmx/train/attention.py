@@ -122,7 +122,7 @@ def _block_mask(segments: Tensor | None, length: int, device: torch.device) -> A
 @torch.library.custom_op("slmx::blocked_attention", mutates_args=())
 def blocked(q: Tensor, k: Tensor, v: Tensor, mask: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Attention block by block; returns (B, T, H, D) and the probabilities of all blocks, one behind the other."""
-    windows, length, heads, size = q.shape
+    windows, _, heads, size = q.shape
     keys, values = _by_head(k), _by_head(v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     kept = q.new_empty(_pairs(mask) * windows * heads)
@@ -146,7 +146,7 @@ def blocked_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, mask: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, in their shapes; those of k and v are added up in fp32."""
-    windows, length, heads, size = q.shape
+    windows, _, heads, size = q.shape
     groups = k.shape[2]
     keys, values = _by_head(k), _by_head(v)
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)

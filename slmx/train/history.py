@@ -40,7 +40,7 @@ class Rows:
 
 
 class History(Rows):
-    """metrics.csv of a retriever: `step, loss, lr, pairs_per_second`, and a column of nDCG@10 (0 to 1) a validation set.
+    """metrics.csv of a retriever: `step, loss, lr, pairs_per_second`, and nDCG@10 (0 to 1) by validation set.
 
     The loss is the mean of the steps since the row before; a row has a loss or scores, and what it lacks is empty.
     """

@@ -373,13 +373,13 @@ def render_plan(plan: LmPlan) -> RenderableType:
     extra = ", QK norm" if shape.qk_norm else ""
     val = f"{plan.val_tokens:,} tokens of val.bin" if plan.val_tokens else "nothing to validate on"
     return (
-        f"{plan.model}: {plan.parameters:,} parameters, {shape.layers} layers × {shape.dim}, {heads}, {shape.activation} "
-        f"{shape.hidden}{extra}, context {shape.context}, vocabulary {shape.vocab_size:,}\n"
+        f"{plan.model}: {plan.parameters:,} parameters, {shape.layers} layers × {shape.dim}, {heads}, "
+        f"{shape.activation} {shape.hidden}{extra}, context {shape.context}, vocabulary {shape.vocab_size:,}\n"
         f"data: {plan.train_tokens:,} tokens to train on; {val}\n"
         f"length: {plan.steps:,} steps of {plan.batch_tokens:,} tokens = {plan.tokens:,} tokens, "
         f"{plan.epochs:.2f} epochs\n"
-        f"memory: {plan.memory_bytes / (1 << 20):,.0f} MiB without activations; {plan.flops_per_token / 1e6:,.1f} million "
-        "operations a token"
+        f"memory: {plan.memory_bytes / (1 << 20):,.0f} MiB without activations; "
+        f"{plan.flops_per_token / 1e6:,.1f} million operations a token"
     )
 
 
@@ -435,8 +435,8 @@ def render_report(report: LoopReport) -> RenderableType:
     scores = "".join(f"  {name.replace('_', ' ')}: {value:.4f}\n" for name, value in report.scores.items())
     skipped = f"  {report.skipped} steps were skipped: loss or gradient was no number\n" if report.skipped else ""
     return (
-        f"{report.folder} holds the model after {report.steps:,} steps, {report.tokens:,} tokens, {report.seconds:.0f} s "
-        f"({report.tokens_per_second:,.0f} tokens/s).\n"
+        f"{report.folder} holds the model after {report.steps:,} steps, {report.tokens:,} tokens, "
+        f"{report.seconds:.0f} s ({report.tokens_per_second:,.0f} tokens/s).\n"
         f"  loss {report.first_loss:.4f} → {report.last_loss:.4f} (training_metrics.csv)\n{scores}{skipped}"
         f"Evaluate it: slmx eval run --model {report.folder} --dataset sample"
     )

@@ -118,7 +118,7 @@ class LoopState(Record, frozen=True):
 
 
 class LoopReport(Record, frozen=True, omit_defaults=False):
-    """A finished run: `first_loss` and `last_loss` of the metrics' first and last row, `scores` of the last validation."""
+    """A finished run: `first_loss` and `last_loss` stand in the metrics' first and last row, `scores` are the last."""
 
     folder: str
     steps: int

@@ -23,7 +23,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are orthogonal matrices (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-    A step is momentum → Nesterov → the nearest matrix with equal singular values, times lr · sqrt(max(1, rows/columns)).
+    A step is momentum → Nesterov → the nearest matrix with equal singular values × lr · sqrt(max(1, rows/columns)).
     Matrices of one shape are orthogonalised together, in bf16 where the weights' device multiplies it fast.
     """
 

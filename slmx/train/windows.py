@@ -1,8 +1,8 @@
 """Which tokens a step sees: windows of a token file, in an order that depends on (seed, step) alone.
 
 A file is cut into windows that lie side by side, shuffled anew each pass, and each pass begins at another place, so
-that no window comes twice. Nothing has to be remembered to go on: the batch of step s is computed from s, and it is the same
-for any number of processes, each of which takes its share of it.
+that no window comes twice. Nothing has to be remembered to go on: the batch of step s is computed from s, and it is the
+same for any number of processes, each of which takes its share of it.
 
     >>> windows = Windows(data.train, length=512, batch=16, seed=0)
     >>> windows.batch(step=7, rank=0, world=2).shape      # 8 windows of 512 inputs and one target more
