@@ -36,6 +36,7 @@ from slmx.train.transformer import RMSNorm, Shape, Transformer, count_parameters
 from slmx.train.windows import Windows, spread
 
 CPU = torch.device("cpu")
+KEPT_OUT = 150  # stories, for validation
 SHAPE = Shape(
     vocab_size=8192, dim=256, layers=6, heads=4, kv_heads=4, hidden=1024, context=512, activation="relu2", qk_norm=True
 )
@@ -61,7 +62,7 @@ def main() -> None:
         return
     figures: dict[str, Any] = json.loads(options.to.read_text())["figures"] if options.to.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
-        data = open_folder(tokens_of(text, Path(folder)))
+        data = open_folder(token_folder(stories_of(text), Path(folder) / "tokens", 8192))
         if options.part in ("speed", "all"):
             figures["speed"] = speed(data, options.rounds, options.batch)
         if options.part in ("loss", "all"):
@@ -71,24 +72,32 @@ def main() -> None:
     report(options.to, figures)
 
 
-def tokens_of(text: Path, folder: Path) -> Path:
-    """Token files of TinyStories with a BPE of 8,192; the last 150 stories are the validation split."""
+def stories_of(text: Path) -> list[str]:
+    """The stories of the TinyStories file."""
+    found = [one.strip() for one in text.read_text(encoding="utf-8", errors="replace").split("<|endoftext|>")]
+    return [one for one in found if one]
+
+
+def token_folder(stories: list[str], folder: Path, vocabulary: int) -> Path:
+    """Token files with a byte-level BPE of that size; the last KEPT_OUT stories are the validation split."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    stories = [one.strip() for one in text.read_text(encoding="utf-8", errors="replace").split("<|endoftext|>")]
-    stories = [one for one in stories if one]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=8192, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(stories[:-150], trainer)
-    for split, part in (("train", stories[:-150]), ("val", stories[-150:])):
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(stories[:-KEPT_OUT], trainer)
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    for split, part in (("train", stories[:-KEPT_OUT]), ("val", stories[-KEPT_OUT:])):
         about = Sidecar(
             format="slmx tokens 1",
             tokenizer="benchmark",
             tokenizer_hash="",
-            vocab_size=8192,
+            vocab_size=vocabulary,
             dtype="uint16",
             tokens=0,
             documents=len(part),

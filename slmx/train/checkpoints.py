@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 MODEL = "model"
+WEIGHTS = "weights.safetensors"  # in place of a model: those of slmx.train.loop
 S = TypeVar("S")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ def to_transformers(shape: Shape, weights: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def load_model(path: Path) -> tuple[Shape, dict[str, Tensor]]:
-    """Shape and weights of a folder that `save_model` wrote, or any Llama or Qwen3 of transformers; or an old .pt file.
+    """Shape and weights of what a training left, of a Llama or Qwen3 of transformers, or of an old .pt file.
 
     Raises:
         SlmxError: it is none of these, or its architecture has what ours lacks.
@@ -107,12 +108,17 @@ def load_model(path: Path) -> tuple[Shape, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     from slmx.models.catalogue import require_weight_files
+    from slmx.train.checkpoints import STATE, WEIGHTS, check
+
+    if (path / WEIGHTS).is_file():  # a checkpoint of a run
+        check(path)
+        return msgspec.convert(read_json(path / STATE)["identity"]["shape"], Shape), load_file(path / WEIGHTS)
 
     config = read_json(path / "config.json") if path.is_dir() else {}
     if config.get("model_type") not in ("llama", "qwen3"):
         raise SlmxError(
             f"{path} holds no Llama or Qwen3 model.",
-            hint="Name the --save-dir of a `slmx train lm`, such a folder of transformers, or an old step_N.pt.",
+            hint="Name the --save-dir of a `slmx train lm`, a checkpoint of it, such a folder of transformers, or an old step_N.pt.",
         )
     theirs: dict[str, Tensor] = {}
     for file in require_weight_files(path):

@@ -30,7 +30,6 @@ from slmx.train.ranks import Ranks
 
 COLUMNS = ("step", "loss", "lr", "tokens_per_sec", "eta_hours", "elapsed_hours")
 MORE_COLUMNS = ("grad_norm", "tokens", "mfu", "val_loss", "bits_per_byte", "skipped")
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class _Loop:
     def _restore(self, path: Path) -> None:
         from safetensors.torch import load_file
 
-        weights = load_file(path / WEIGHTS)
+        weights = load_file(path / checkpoints.WEIGHTS)
         for name, weight in self.named:
             weight.copy_(optim.like(weights[name].to(weight.device), weight))
         optim.restore_state(self.named, self.optimizers, load_file(path / checkpoints.OPTIMIZER))
@@ -333,7 +332,7 @@ class _Loop:
             if text:
                 self._log(f"sample after step {self.step}:\n{text}")
                 self.trackers.text(text)
-        if _due(self.step, options.save_every) or last:
+        if (_due(self.step, options.save_every) and not self.bad) or last:
             self.checkpoint()
 
     def _apart(self, work: Callable[[], Any]) -> Any:
@@ -361,7 +360,7 @@ class _Loop:
         )
 
         def fill(made: Path) -> None:
-            save_file(weights, made / WEIGHTS)
+            save_file(weights, made / checkpoints.WEIGHTS)
             save_file(moments, made / checkpoints.OPTIMIZER)
             write_json(made / checkpoints.STATE, state)
 

@@ -227,11 +227,12 @@ def test_what_is_there_is_not_replaced_by_chance(asked: Asked, tmp_path: Path) -
 
 def test_a_warm_start_begins_where_the_other_ended(asked: Asked, tmp_path: Path) -> None:
     run(asked(steps=10))
-    again = asked(preset="", init_from=tmp_path / "run", save_dir=tmp_path / "more", steps=1, lr=0.0, matrix_lr=0.0)
-    run(again)
     one = tensors(tmp_path / "run", 10, "weights.safetensors")
-    other = tensors(tmp_path / "more", 1, "weights.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for start in (tmp_path / "run", checkpoints.folder_of(tmp_path / "run", 10)):
+        still = {"steps": 1, "lr": 0.0, "matrix_lr": 0.0, "overwrite": True}
+        run(asked(preset="", init_from=start, save_dir=tmp_path / "more", **still))
+        other = tensors(tmp_path / "more", 1, "weights.safetensors")
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_dry_run_tells_the_cost_and_writes_nothing(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
