@@ -123,7 +123,7 @@ def ours(dtype: torch.dtype, *, compiled: bool = True, seed: int = 0, shape: Sha
 
     def step(ids: torch.Tensor, share: float) -> float:
         total = 0.0
-        for piece in ids.split(8):
+        for piece in torch.split(ids, 8):
             tokens = piece[:, :-1].contiguous()
             segments = attention.segments_of(tokens, 0)
             mask = attention.masks(segments, "blocked", length=tokens.shape[1], device=CPU, dtype=dtype)
@@ -156,7 +156,7 @@ def nanogpt(dtype: torch.dtype, *, seed: int = 0) -> tuple[nn.Module, Step] | No
     model = module.GPT(config)
     # Its settings for small models (config/train_shakespeare_char.py): 1e-3, beta2 0.99, weight decay 0.1.
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    compiled = torch.compile(model)
+    compiled: Any = torch.compile(model)
 
     def step(ids: torch.Tensor, share: float) -> float:
         for group in optimizer.param_groups:
@@ -186,7 +186,8 @@ class Plain(nn.Module):
         cos, sin = inner.cos[:length], inner.sin[:length]
         hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
         x = inner.embedding(tokens)
-        for block in inner.blocks:
+        blocks: Any = inner.blocks
+        for block in blocks:
             normed = block.attention_norm(x)
             own: Any = block.attention
             heads = [layer(normed).unflatten(-1, (own.heads, own.size)) for layer in (own.q, own.k, own.v)]
@@ -349,7 +350,8 @@ def validate(name: str, model: nn.Module, data: Any) -> float:
             if name == "slmx":
                 segments = attention.segments_of(tokens, 0)
                 mask = attention.masks(segments, "sdpa", length=512, device=CPU, dtype=torch.float32)
-                model.compute = torch.float32
+                as_ours: Any = model
+                as_ours.compute = torch.float32
                 total += float(model(tokens, targets=targets, mask=mask))
             else:
                 total += float(model(tokens, targets)[1]) * targets.numel()

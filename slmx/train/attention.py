@@ -13,7 +13,7 @@ probabilities are kept for the backward (their number grows with the square of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ LONGEST = 2048  # a window of the blocked back end, at most
 _HIDDEN = -1e30
 
 
-def best_backend(device: torch.device, length: int) -> str:
-    """The fastest back end of a device for windows of a length (benchmarks/train_lm.py)."""
+def best_backend(device: torch.device, length: int, *, compiled: bool) -> str:
+    """The back end for a device and windows of a length; FlexAttention is one kernel only where it is compiled."""
     if device.type == "cpu":
         return "blocked" if length <= LONGEST else "sdpa"
-    return "flex" if device.type == "cuda" else "sdpa"
+    return "flex" if device.type == "cuda" and compiled else "sdpa"
 
 
 def segments_of(tokens: Tensor, end_of_text: int | None) -> Tensor | None:
@@ -86,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     else:
         from torch.nn.attention.flex_attention import flex_attention
 
-        made = cast(Tensor, flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped))
+        made = flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
     return made.transpose(1, 2)
 
 
@@ -185,7 +185,8 @@ def _from_head(x: Tensor, like: Tensor) -> Tensor:
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
     """(B, t, H, D) → (B·K, H/K·t, D): the queries that share a key head, one head behind the other."""
-    return x.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(len(x) * groups, -1, x.shape[3])
+    windows, rows, _, size = x.shape
+    return x.reshape(windows, rows, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(windows * groups, -1, size)
 
 
 def _ungroup(x: Tensor, windows: int, rows: int) -> Tensor:

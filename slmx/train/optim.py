@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         self.compute = compute
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move the weights by their gradients."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
@@ -91,7 +91,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor if gather is None else gather()
 
 
-def like(tensor: Tensor, target: Tensor) -> Tensor:
+def like(tensor: Tensor, target: Any) -> Tensor:
     """A whole tensor spread as `target` is."""
     if not hasattr(target, "device_mesh"):
         return tensor
@@ -114,7 +114,8 @@ def optimizers_for(
     """
     if kind not in OPTIMIZERS:
         raise unknown_name("optimizer", kind, OPTIMIZERS)
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, weight in named:
         if weight.requires_grad:
             (matrices if is_matrix(name, weight) else others).append(weight)

@@ -66,7 +66,11 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
     wanted = max(1, (options.micro_tokens or MICRO_TOKENS[device.type]) // shape.context)
     backend = options.attention
     if backend == "auto":
-        backend = attention.best_backend(device, shape.context)
+        backend = attention.best_backend(device, shape.context, compiled=options.compile is not False)
+    if backend == "flex" and device.type != "cuda":
+        raise UsageError(
+            f"FlexAttention has no backward on {device.type}.", hint="Leave --attention out, or use --attention sdpa."
+        )
     return Settled(
         dtype=dtype_name(dtype),
         attention=backend,

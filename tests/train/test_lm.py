@@ -197,6 +197,11 @@ def test_raw_files_of_the_older_system(asked: Asked, tmp_path: Path) -> None:
     assert set(report.scores) == {"val_loss"}
 
 
+def test_flex_attention_cannot_train_on_a_processor(asked: Asked) -> None:
+    with pytest.raises(UsageError, match="no backward on cpu"):
+        run(asked(attention="flex"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -109,16 +109,18 @@ def test_back_ends_agree_with_the_definition_in_value_and_gradient(backend: str,
     segments = (torch.rand(2, length) < 0.1).cumsum(1)
     wanted = torch.randn(2, length, 4, 8)
     mask = attention.masks(segments, backend, length=length, device=CPU, dtype=torch.float32)
-    found = attention.attend(q, k, v, mask)
-    gradients = torch.autograd.grad((found * wanted).sum(), (q, k, v))
+    derives = backend != "flex"  # which has no backward on processors
+    with torch.set_grad_enabled(derives):
+        found = attention.attend(*((q, k, v) if derives else (q.detach(), k.detach(), v.detach())), mask)
 
     allowed = (segments[:, :, None] == segments[:, None, :]) & torch.ones(length, length).tril().bool()
     wide = [one.repeat_interleave(4 // one.shape[2], 2).transpose(1, 2) for one in (q, k, v)]
     scores = (wide[0] @ wide[1].transpose(2, 3) / 8**0.5).masked_fill(~allowed[:, None], float("-inf"))
     plain = (scores.softmax(-1) @ wide[2]).transpose(1, 2)
     assert torch.allclose(found, plain, atol=1e-5)
-    for one, other in zip(gradients, torch.autograd.grad((plain * wanted).sum(), (q, k, v)), strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+    if derives:
+        ours, theirs = (torch.autograd.grad((one * wanted).sum(), (q, k, v)) for one in (found, plain))
+        assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_operations_a_token_are_those_of_the_products() -> None:
