@@ -371,14 +371,9 @@ def prepare(
         str, typer.Option("--tokenizer", help="A folder with tokenizer.json, a model, a preset or a Hub id.")
     ],
     to: Annotated[Path, typer.Option("--to", help="The folder to write: train.bin, val.bin, their sidecars.")],
-    split_on: Annotated[
-        str,
-        typer.Option("--split-on", help="What separates documents: end-of-text (literally), line, blank or a REGEX."),
-    ] = "end-of-text",
-    encoding: Annotated[
-        str, typer.Option("--encoding", help="Of plain files; auto takes each file for what it looks like.")
-    ] = "utf-8",
-    text_key: Annotated[str, typer.Option("--text-key", help="The field or column that holds the text.")] = "text",
+    split_on: options.SplitOn = "end-of-text",
+    encoding: options.Encoding = "utf-8",
+    text_key: options.TextKey = "text",
     val_share: Annotated[
         float, typer.Option("--val-share", help="This share of the documents goes to val.bin, by hash; 0: none.")
     ] = 0.05,

@@ -10,6 +10,7 @@ import typer
 
 from slmx import options
 from slmx.group import Group
+from slmx.train import cli_lm
 
 app = Group("train", "Pairs in, weights out.")
 
@@ -149,3 +150,6 @@ def retriever(
     with stopping() as stop, console.listening() as listen:
         report = train(planned, stop=stop, listen=listen)
     console.result(report, render_report)
+
+
+app.registered_commands += cli_lm.app.registered_commands
