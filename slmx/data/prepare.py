@@ -194,10 +194,10 @@ def _made_before(job: Job, sources: list[Source], options: dict[str, Any]) -> Pr
     hint = "Give --overwrite to make it anew, or --to another name."
     if train.tokenizer_hash != job.tokenizer.hash:
         raise RefusedError(f"{job.to} was made with another tokenizer ({train.tokenizer}).", hint=hint)
-    if train.options != options:
-        raise RefusedError(f"{job.to} was made otherwise: {_differences(train.options, options)}.", hint=hint)
     if sorted(s.hash for s in train.sources) != sorted(s.hash for s in sources):
         raise RefusedError(f"{job.to} was made from other texts.", hint=hint)
+    if train.options != options:
+        raise RefusedError(f"{job.to} was made otherwise: {_differences(train.options, options)}.", hint=hint)
     return _account(job, [s for s in sides if s is not None], seconds=0.0, left_out=0, resumed=0)
 
 

@@ -117,7 +117,10 @@ def _kind(path: Path) -> Kind | None:
 
 def _kind_by_content(path: Path) -> Kind:
     with files.open_bytes(path) as stream:
-        start = stream.read(4096)
+        try:
+            start = stream.read(4096)
+        except (EOFError, OSError) as error:
+            raise _damaged(path, error) from None
     if start.startswith(b"PAR1"):
         return "parquet"
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -187,21 +190,22 @@ def _pieces(text: str, *, first: bool) -> Iterator[Piece]:
 
 def _blocks(path: Path, encoding: str) -> Iterator[str]:
     """The decoded text of a file, block by block, line ends as \\n."""
+    lines, taken = 1, encoding
     with files.open_bytes(path) as stream:
-        taken = _taken_encoding(path, stream, encoding)
-        text = io.TextIOWrapper(stream, encoding=taken)
-        lines = 1
-        while True:
-            try:
-                block = text.read(_BLOCK)
-            except UnicodeDecodeError as error:
-                raise _wrong_encoding(path, taken, lines, error) from None
-            except (EOFError, OSError) as error:
-                raise SlmxError(f"{path} is damaged: {error}.", hint="Fetch or unpack it again.") from None
-            if not block:
-                return
-            lines += block.count("\n")
-            yield block
+        try:
+            taken = _taken_encoding(path, stream, encoding)
+            text = io.TextIOWrapper(stream, encoding=taken)
+            while block := text.read(_BLOCK):
+                lines += block.count("\n")
+                yield block
+        except UnicodeDecodeError as error:
+            raise _wrong_encoding(path, taken, lines, error) from None
+        except (EOFError, OSError) as error:
+            raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> SlmxError:
+    return SlmxError(f"{path} is damaged: {error}.", hint="Fetch or unpack it again.")
 
 
 def _taken_encoding(path: Path, stream: Any, encoding: str) -> str:
@@ -232,7 +236,7 @@ def guess_encoding(path: Path) -> str:
         except UnicodeDecodeError:
             pass
         except (EOFError, OSError) as error:
-            raise SlmxError(f"{path} is damaged: {error}.", hint="Fetch or unpack it again.") from None
+            raise _damaged(path, error) from None
     words = sample.split()
     if not words or sum(len(word) > 2 for word in words) < len(words) / 3:
         return "cp1252" if not any(b in sample for b in b"\x81\x8d\x8f\x90\x9d") else "latin-1"
