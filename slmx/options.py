@@ -35,6 +35,11 @@ Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a pass
 Overlap = Annotated[
     int | None, typer.Option("--overlap", min=0, help="Words that neighbouring passages share.", show_default="0")
 ]
+SplitOn = Annotated[
+    str, typer.Option("--split-on", help="What separates documents: end-of-text (literally), line, blank or a REGEX.")
+]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of plain files; auto takes each for what it looks like.")]
+TextKey = Annotated[str, typer.Option("--text-key", help="The field or column that holds the text.")]
 Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: auto, english, russian, none.")]
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")

@@ -7,12 +7,13 @@ question and the template are never cut, and what was cut is counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from slmx.errors import SlmxError, UsageError
+from slmx.presets.rendering import render
 from slmx.records import Passage, Prompt, Question
 from slmx.text import holds_answer, normaliser_for
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # Yields texts whose tokens are to be counted, is sent the counts, and returns the prompt that fits.
 Fitting = Generator[str, int, Prompt]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _WORD = re.compile(r"\S+")
 
 
@@ -63,33 +63,6 @@ def build_all(
             except StopIteration as end:
                 prompts[i] = end.value
     return [prompt for prompt in prompts if prompt is not None]
-
-
-def render(mode: ModePreset, question: Question, passages: Sequence[Passage]) -> str:
-    """The text of a prompt that holds these passages whole; braces in questions and passages stay as they are."""
-    shown = [
-        fill(mode.passage, {"rank": str(rank), "title": passage.title, "text": passage.text})
-        for rank, passage in enumerate(passages, 1)
-    ]
-    return fill(mode.template, {"question": question.question, "passages": mode.separator.join(shown)})
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with each `{name}` of `values` replaced, in one pass; other braces are plain text.
-
-    A line that is blank only because its values are empty is left out, with one of two blank lines around it, so that
-    an empty title or an empty list of passages leaves no gap.
-    """
-    lines: list[str] = []
-    gap = False
-    for line in template.split("\n"):
-        filled = _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), line)
-        if not filled.strip() and line.strip():
-            gap = not lines or not lines[-1].strip()
-        elif not (gap and not filled.strip()):
-            lines.append(filled)
-            gap = False
-    return "\n".join(lines)
 
 
 def _fit(mode: ModePreset, question: Question, passages: Sequence[Passage], budget: int) -> Fitting:
