@@ -322,14 +322,21 @@ class Encoder:
                 torch.set_num_threads(threads)  # the setting of a worker reaches libraries that others use as well
 
 
-def plan_batches(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Rows in batches, longest first: each batch times its longest row holds at most `budget` tokens (or one row)."""
+def plan_batches(lengths: NDArray[np.int64], budget: int, padding: int | None = None) -> list[NDArray[np.int64]]:
+    """Rows in batches, longest first: each batch times its longest row holds at most `budget` tokens (or one row).
+
+    `padding`: at most so many of them may be padding; None: any number.
+    """
     import numpy as np
 
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        size = max(1, budget // max(1, int(lengths[order[start]])))
+        longest = int(lengths[order[start]])
+        size = max(1, budget // max(1, longest))
+        if padding is not None:
+            waste = np.cumsum(longest - lengths[order[start : start + size]])
+            size = int(np.searchsorted(waste, padding, side="right"))
         batches.append(order[start : start + size])
         start += size
     return batches

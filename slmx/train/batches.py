@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from slmx.train.gradients import Piece, cut
 from slmx.train.losses import Batch, make_batch
@@ -64,7 +64,10 @@ class Batches:
         self.state = ready.state
         return ready
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Drop what was made ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,6 +13,7 @@ from slmx.group import Group
 from slmx.train import cli_lm
 
 if TYPE_CHECKING:
+    from slmx.track.trackers import TrackOptions
     from slmx.train.plan import TrainOptions
     from slmx.train.ranks import Ranks
 
@@ -112,6 +113,8 @@ def retriever(
         str, typer.Option("--push-to-hub", help="At the end, put the model on the Hub under this id.", metavar="ID")
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    clearml: options.ClearML = None,
+    tensorboard: options.TensorBoard = None,
     seed: options.Seed = None,
     device: options.Device = None,
     data_dir: options.DataDir = None,
@@ -175,15 +178,17 @@ def retriever(
     if dry_run:
         _show_plan(asked)
         return
+    from slmx.track.trackers import chosen_trackers
     from slmx.train import ranks
 
+    track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
     if len(devices) > 1 and not ranks.inside():
         _show_plan(asked, on_the_way=True)  # what is wrong is said once, before any process starts
         ranks.launch(len(devices), sys.argv[1:])
         return
     with ranks.joined(devices) as joined:
-        _train(asked, joined)
+        _train(asked, joined, track)
 
 
 def _show_plan(asked: TrainOptions, *, on_the_way: bool = False) -> None:
@@ -198,11 +203,12 @@ def _show_plan(asked: TrainOptions, *, on_the_way: bool = False) -> None:
         console.result(planned.plan, render_plan)
 
 
-def _train(asked: TrainOptions, joined: Ranks) -> None:
+def _train(asked: TrainOptions, joined: Ranks, track: TrackOptions) -> None:
     """Plan and train in this process; rank 0 alone speaks, and says nothing of the plan that its parent has shown."""
     from slmx import console
     from slmx.events import nobody
     from slmx.signals import stopping
+    from slmx.track.trackers import TrackOptions, open_trackers
     from slmx.train.plan import plan_training, render_plan
     from slmx.train.retriever import render_report, train
 
@@ -212,8 +218,12 @@ def _train(asked: TrainOptions, joined: Ranks) -> None:
         with console.listening() as listen:
             planned = plan_training(asked, listen)
         console.show(render_plan(planned.plan))
-    with stopping() as stop, console.listening() as listen:
-        report = train(planned, stop=stop, listen=listen, ranks=joined)
+    with (
+        stopping() as stop,
+        console.listening() as listen,
+        open_trackers(track if joined.main else TrackOptions(), listen) as trackers,
+    ):
+        report = train(planned, stop=stop, listen=listen, ranks=joined, trackers=trackers)
     if joined.main:
         console.result(report, render_report)
 

@@ -24,6 +24,7 @@ from slmx.models.encoders import plan_batches
 from slmx.train.ranks import Ranks
 from slmx.train.towers import Tower
 
+PADDING = 8  # a piece has at most this part of its tokens as padding
 ADDED_AT_A_TIME = 1 << 23  # numbers of gradients that are sent together
 
 
@@ -41,11 +42,14 @@ class Piece(NamedTuple):
 
 
 def cut(tower: Tower, queries: Sequence[Sequence[int]], passages: Sequence[Sequence[int]], tokens: int) -> list[Piece]:
-    """Tokenized texts in pieces of at most `tokens` tokens (or one text), queries apart from passages."""
+    """Tokenized texts in pieces of at most `tokens` tokens (or one text), queries apart from passages.
+
+    A piece ends where its padding would cost more than another piece does.
+    """
     pieces: list[Piece] = []
     for first, rows in ((0, queries), (len(queries), passages)):
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        for chosen in plan_batches(lengths, tokens):
+        for chosen in plan_batches(lengths, tokens, padding=tokens // PADDING):
             padded = tower.pad([rows[row] for row in chosen])
             pieces.append(Piece(padded, torch.from_numpy(chosen) + first, len(pieces)))
     return pieces
@@ -133,5 +137,5 @@ def _add_up(weights: Sequence[torch.nn.Parameter], ranks: Ranks) -> None:
 
 def _send(gradients: Sequence[torch.Tensor], ranks: Ranks) -> None:
     flat = ranks.add(torch.cat([grad.flatten() for grad in gradients]))
-    for grad, part in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+    for grad, part in zip(gradients, torch.split(flat, [grad.numel() for grad in gradients]), strict=True):
         grad.copy_(part.view_as(grad))

@@ -1,4 +1,4 @@
-"""The numbers of a run by step in a CSV file, appended as they come, cut back when a run goes on."""
+"""The numbers of a run by step: appended to a CSV file, cut back when a run goes on; of retrievers, shown as a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slmx.files import write_bytes
+from slmx.track.trackers import NO_TRACKERS, Trackers
 
 COLUMNS = ("step", "loss", "lr", "pairs_per_second")
 
@@ -40,36 +41,61 @@ class Rows:
 
 
 class History(Rows):
-    """metrics.csv of a retriever: `step, loss, lr, pairs_per_second`, and nDCG@10 (0 to 1) by validation set.
+    """metrics.csv of a retriever: rows of `step, loss, lr, pairs_per_second`, and one column of nDCG@10 (0 to 1) for each validation set.
 
-    The loss is the mean of the steps since the row before; a row has a loss or scores, and what it lacks is empty.
+    The loss is the mean of the steps since the row before; a row has a loss or scores, and what it lacks is empty. The
+    file is cut back when a run goes on.
     """
 
-    def __init__(self, path: Path, val_sets: Sequence[str]) -> None:
+    def __init__(self, path: Path, val_sets: Sequence[str], trackers: Trackers = NO_TRACKERS) -> None:
         super().__init__(path, [*COLUMNS, *(f"ndcg@10 {name}" for name in val_sets)])
+        self._sets, self._trackers = list(val_sets), trackers
         self._losses: list[float] = []
-        self._pairs, self._seconds = 0, 0.0
+        self._since_line: list[float] = []
+        self._pairs, self._seconds, self._rate = 0, 0.0, 0.0
+        self._headed = False
 
     def loss(self, loss: float, pairs: int, seconds: float) -> None:
         """Take the loss of one step into the next row."""
         self._losses.append(loss)
+        self._since_line.append(loss)
         self._pairs += pairs
         self._seconds += seconds
+        self._rate = self._pairs / self._seconds if self._seconds else 0.0
 
     @property
     def pairs_per_second(self) -> float:
         """Since the last row."""
-        return self._pairs / self._seconds if self._seconds else 0.0
+        return self._rate
 
     def row(self, step: int, lr: float) -> None:
         """Write the losses since the row before as one row."""
         mean = sum(self._losses) / len(self._losses)
-        self.append({"step": step, "loss": mean, "lr": lr, "pairs_per_second": round(self.pairs_per_second, 2)})
+        self.append({"step": step, "loss": mean, "lr": lr, "pairs_per_second": round(self._rate, 2)})
+        self._trackers.scalars(step, {"loss/train": mean, "lr": lr, "pairs_per_second": self._rate})
         self._losses, self._pairs, self._seconds = [], 0, 0.0
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write the scores of a step as one row."""
         self.append({"step": step, **{f"ndcg@10 {name}": score for name, score in scores.items()}})
+        self._trackers.scalars(step, {f"ndcg@10/{name}": score for name, score in scores.items()})
+
+    def lines(self, step: int, scores: Mapping[str, float], *, best: bool) -> list[str]:
+        """The next row of the table that a person sees, under its heads the first time; nDCG@10 times 100."""
+        widths = [max(8, len(name)) for name in self._sets]
+        heads = [
+            "   step",
+            "    loss",
+            " pairs/s",
+            *(f"{name:>{w}}" for name, w in zip(self._sets, widths, strict=True)),
+        ]
+        loss = f"{sum(self._since_line) / len(self._since_line):8.4f}" if self._since_line else f"{'–':>8}"
+        rate = f"{self._rate:8.1f}" if self._since_line else f"{'–':>8}"
+        shown = [f"{100 * scores[name]:{w}.2f}" for name, w in zip(self._sets, widths, strict=True)]
+        row = "  ".join([f"{step:7}", loss, rate, *shown]) + (" ← best" if best else "")
+        told = [row] if self._headed else ["  ".join(heads) + ("  (nDCG@10)" if self._sets else ""), row]
+        self._headed, self._since_line = True, []
+        return told
 
     def scores_at(self, step: int) -> dict[str, float]:
         """The scores that were written for a step; empty where there are none."""

@@ -227,6 +227,7 @@ def _guide(name: str, listen: Listener) -> Path:
 def _check(options: TrainOptions) -> None:
     from slmx.registry import unknown_name
     from slmx.train.losses import LOSSES
+    from slmx.train.push import check_push
     from slmx.train.towers import POOLINGS
 
     if options.loss not in LOSSES:
@@ -244,6 +245,8 @@ def _check(options: TrainOptions) -> None:
     for name, share in (("--average", options.average), ("--start-share", options.start_share)):
         if not 0 <= share < 1:
             raise UsageError(f"{name} is a share below 1, not {share:g}.", hint=f"{name} 0.5")
+    if options.push_to_hub:
+        check_push(options.push_to_hub)
     if options.hold_out and not options.val_datasets:
         raise UsageError(
             "--hold-out needs questions to hold out.", hint="Name them: --val-datasets … --val-split train"

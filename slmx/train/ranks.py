@@ -84,6 +84,18 @@ class Ranks:
             raise self.shared(answer[1] or SlmxError(""))
         return cast(T, told[0])
 
+    def together(self, work: Callable[[], T]) -> T:
+        """`work` in every process, with nothing sent meanwhile; an SlmxError of any ends all, and is said once."""
+        error: SlmxError | None = None
+        try:
+            done = work()
+        except SlmxError as caught:
+            error = caught
+        speaker = self.highest(self.world - self.rank if error else 0)
+        if speaker:
+            raise error if error and speaker == self.world - self.rank else SystemExit(0)
+        return done
+
     def shared(self, error: SlmxError) -> BaseException:
         """What to raise for an error that every process meets at the same place: rank 0 says it, the others go."""
         return error if self.main else SystemExit(0)

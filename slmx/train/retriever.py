@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,24 +23,27 @@ from slmx.models.device import dtype_name
 from slmx.models.encoders import Encoder, content
 from slmx.records import Record
 from slmx.signals import Stop
-from slmx.train import checkpoints, folder, history
+from slmx.track.trackers import NO_TRACKERS, TrackedRun, Trackers
+from slmx.train import checkpoints, folder
 from slmx.train.batches import Batches
 from slmx.train.card import write_model
 from slmx.train.gradients import add_gradients
+from slmx.train.history import History
 from slmx.train.losses import Batch, Vectors, loss_of
 from slmx.train.plan import Planned
 from slmx.train.precision import pick_precision
+from slmx.train.push import push
 from slmx.train.ranks import Ranks, joined
 from slmx.train.tokens import TokenFile, open_tokens, path_of
 from slmx.train.towers import Tower, warm_start
 from slmx.train.update import Update, learning_rate
-from slmx.train.validation import validate
+from slmx.train.validation import forget, validate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LOG_EVERY = 10  # steps a row of metrics.csv
-PIECE_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
+PIECE_TOKENS = {"cpu": 1024, "cuda": 32_768, "mps": 8192}
 
 
 class TrainReport(Record, frozen=True, omit_defaults=False):
@@ -61,10 +63,18 @@ class TrainReport(Record, frozen=True, omit_defaults=False):
     seconds: float
 
 
-def train(planned: Planned, *, stop: Stop, listen: Listener = nobody, ranks: Ranks | None = None) -> TrainReport:
+def train(
+    planned: Planned,
+    *,
+    stop: Stop,
+    listen: Listener = nobody,
+    ranks: Ranks | None = None,
+    trackers: Trackers = NO_TRACKERS,
+) -> TrainReport:
     """Train what was planned, or go on with it.
 
     Args:
+        trackers: where the numbers go beside metrics.csv.
         ranks: this process among several (`slmx.train.ranks.joined`); None: it is alone. Only rank 0 listens, validates
             and writes.
 
@@ -74,55 +84,29 @@ def train(planned: Planned, *, stop: Stop, listen: Listener = nobody, ranks: Ran
     """
     if ranks is None:
         with joined([planned.options.device]) as alone:
-            return train(planned, stop=stop, listen=listen, ranks=alone)
+            return train(planned, stop=stop, listen=listen, ranks=alone, trackers=trackers)
     started = time.perf_counter()
-    run = _Run(planned, ranks, listen if ranks.main else nobody)
-    try:
-        while run.step < planned.plan.steps:
-            if signal := ranks.highest(stop.signal):
-                stop.signal = signal
-                path = ranks.once(run.checkpoint)
-                raise ranks.shared(
-                    stop.error(
-                        f"Stopped after {run.step} of {planned.plan.steps} steps; {path} is saved.",
-                        hint="The same command with --resume goes on from there.",
-                    )
-                )
-            run.one_step()
-            if run.step % run.interval == 0 or run.step == planned.plan.steps:
-                ranks.once(run.validate)
-                ranks.once(run.checkpoint)
-    finally:
-        run.batches.close()
-    return ranks.once(lambda: run.finish(started))
+    own = trackers if ranks.main else NO_TRACKERS
+    run = _Run(planned, ranks, listen if ranks.main else nobody, own)
+    tracked = TrackedRun(planned.options.save_dir.name, planned.options.save_dir, "training", run.identity, run.step)
+    with own.run(tracked), run.batches:
+        run.steps(stop)
+        return ranks.once(lambda: run.finish(started))
 
 
 class _Run:
     """The state of a run in this process: weights, optimizer, batches, and what was best so far."""
 
-    def __init__(self, planned: Planned, ranks: Ranks, listen: Listener) -> None:
+    def __init__(self, planned: Planned, ranks: Ranks, listen: Listener, trackers: Trackers) -> None:
         options = planned.options
-        self.planned, self.ranks, self.listen = planned, ranks, listen
+        self.planned, self.ranks, self.listen, self.trackers = planned, ranks, listen, trackers
         self.interval = options.val_check_interval or max(10, planned.plan.steps // 10)
-        dtype = pick_precision(ranks.device, bf16=options.bf16, fp16=options.fp16)
+        dtype = ranks.together(lambda: pick_precision(ranks.device, bf16=options.bf16, fp16=options.fp16))
         self.piece_tokens = options.mini_batch_tokens or PIECE_TOKENS[ranks.device.type]
         self.identity = folder.identity(
             planned, device=ranks.device.type, dtype=dtype_name(dtype), piece_tokens=self.piece_tokens
         )
-        self.tower = Tower(
-            planned.folder,
-            device=ranks.device,
-            dtype=dtype,
-            pooling=options.pooling,
-            query_prompt=planned.prompts[0],
-            passage_prompt=planned.prompts[1],
-            query_length=options.max_query_length,
-            passage_length=options.max_passage_length,
-        )
-        _check_dims(options.matryoshka_dims, self.tower.dimension)
-        self.guide = Encoder(planned.guide, device=str(ranks.device)) if planned.guide else None
-        if (start := options.checkpoint_path) is not None:
-            warm_start(self.tower.model, start / "model" if (start / "model").is_dir() else start)
+        self.tower, self.guide = ranks.together(lambda: self._open(dtype))
         # Not before the model is open: what cannot run must not cost an old run.
         resumed = ranks.once(lambda: folder.prepare(options))
         self.update = Update(
@@ -134,12 +118,13 @@ class _Run:
         )
         self.scale = options.scale if options.scale is not None else 20.0 if self.tower.similarity == "cosine" else 1.0
         self.step, self.best_step, self.best_score = 0, 0, -1.0
-        self.history = history.History(options.save_dir / "metrics.csv", planned.plan.val_sets)
+        self.history = History(options.save_dir / "metrics.csv", planned.plan.val_sets, trackers)
+        self._cached: dict[int, list[Path]] = {}
         files = self._tokens()
         if resumed is not None:
-            self._go_on(resumed)
+            ranks.together(lambda: self._go_on(resumed))
         else:
-            ranks.once(self._begin)
+            ranks.once(self._write_head)
         self.batches = Batches(
             planned.sampler,
             planned.sets,
@@ -153,10 +138,28 @@ class _Run:
             seed=options.seed,
         )
 
+    def _open(self, dtype: torch.dtype) -> tuple[Tower, Encoder | None]:
+        """The model with the weights to begin with, and the guide."""
+        planned, options = self.planned, self.planned.options
+        tower = Tower(
+            planned.folder,
+            device=self.ranks.device,
+            dtype=dtype,
+            pooling=options.pooling,
+            query_prompt=planned.prompts[0],
+            passage_prompt=planned.prompts[1],
+            query_length=options.max_query_length,
+            passage_length=options.max_passage_length,
+        )
+        _check_dims(options.matryoshka_dims, tower.dimension)
+        if (start := options.checkpoint_path) is not None:
+            warm_start(tower.model, start / "model" if (start / "model").is_dir() else start)
+        return tower, Encoder(planned.guide, device=str(self.ranks.device)) if planned.guide else None
+
     def _tokens(self) -> list[TokenFile | None]:
         """The sets' tokens: from files where each text is read once at least, or where the files are there."""
         options, tokenizer = self.planned.options, content(self.planned.folder)["tokenizer"]
-        own = {"negatives": options.negatives, "cache_dir": options.cache_dir}
+        own: dict[str, Any] = {"negatives": options.negatives, "cache_dir": options.cache_dir}
         wanted = [
             expected.expected >= len(one) or path_of(one, self.tower, tokenizer, **own).is_file()
             for one, expected in zip(self.planned.sets, self.planned.plan.sets, strict=True)
@@ -171,27 +174,38 @@ class _Run:
         self.ranks.once(lambda: files() and None)  # rank 0 writes what is missing, then each opens it
         return files()
 
-    def _begin(self) -> None:
+    def _write_head(self) -> None:
         options = self.planned.options
         write_json(options.save_dir / folder.RUN_FILE, {"identity": self.identity, "plan": self.planned.plan})
         if self.planned.leaks:
             write_json(options.save_dir / "leaks.json", self.planned.leaks)
         self.history.begin(0)
-        if self.planned.val_sets:
-            self.history.scores(0, self._scores())
 
     def _go_on(self, path: Path) -> None:
         state = checkpoints.read(path)
-        try:
-            folder.check_same(state.identity, self.identity, path)
-        except UsageError as error:
-            raise self.ranks.shared(error) from None
+        folder.check_same(state.identity, self.identity, path)
         checkpoints.restore(path, state, self.tower, self.update)
         self.planned.sampler.restore(state.sampler)
         self.step, self.best_step, self.best_score = state.step, state.best_step, state.best_score
         if self.ranks.main:
             self.history.begin(self.step)
         self.listen(Notice(f"Going on after step {self.step} of {self.planned.plan.steps}."))
+
+    def steps(self, stop: Stop) -> None:
+        """Every step that is left; a stop that any process was asked for ends all after the same step."""
+        steps, ranks = self.planned.plan.steps, self.ranks
+        if self.step == 0:
+            ranks.once(self.validate)
+        while self.step < steps:
+            if signal := ranks.highest(stop.signal):
+                stop.signal = signal
+                path = ranks.once(self.checkpoint)
+                said = f"Stopped after {self.step} of {steps} steps; {path} is saved."
+                raise ranks.shared(stop.error(said, hint="The same command with --resume goes on from there."))
+            self.one_step()
+            if self.step % self.interval == 0 or self.step == steps:
+                ranks.once(self.validate)
+                ranks.once(self.checkpoint)
 
     def one_step(self) -> None:
         """Take a batch, add up its gradients, move the weights."""
@@ -251,15 +265,16 @@ class _Run:
             hint="Lower --lr or --scale, or use --no-bf16; then start again, or warm-start by --checkpoint-path.",
         )
 
-    def _scores(self) -> Mapping[str, float]:
+    def _scores(self) -> dict[str, float]:
         """nDCG@10 of the model as it stands, by validation set; dropout is off meanwhile."""
-        self.tower.model.eval()
         options = self.planned.options
+        self.tower.model.eval()
         with self.update.shown():
-            scores = validate(
+            scores, self._cached[self.step] = validate(
                 self.tower,
                 self.planned.val_sets,
                 beside=options.save_dir,
+                cache_dir=options.cache_dir,
                 device=str(self.ranks.device),
                 listen=self.listen,
             )
@@ -267,16 +282,21 @@ class _Run:
         return scores
 
     def validate(self) -> None:
-        """Score the model, and remember the step when it is the best so far."""
-        if not self.planned.val_sets:
-            return
-        scores = self._scores()
-        self.history.scores(self.step, scores)
-        mean = sum(scores.values()) / len(scores)
-        told = ", ".join(f"{name} {100 * score:.2f}" for name, score in scores.items())
-        self.listen(Notice(f"step {self.step}: nDCG@10 {told}"))
-        if mean > self.best_score:
-            self.best_step, self.best_score = self.step, mean
+        """Score the model, tell it, and remember the step when it is the best so far."""
+        scores: dict[str, float] = {}
+        best = False
+        if self.planned.val_sets:
+            scores = self._scores()
+            self.history.scores(self.step, scores)
+            mean = sum(scores.values()) / len(scores)
+            best = self.step > 0 and mean > self.best_score
+            if best:
+                self.best_step, self.best_score = self.step, mean
+            for step in set(self._cached) - {0, self.best_step}:  # those of the start serve the next run as well
+                forget(self._cached.pop(step))
+        if scores or self.step:
+            for line in self.history.lines(self.step, scores, best=best):
+                self.listen(Notice(line))
 
     def checkpoint(self) -> Path:
         """Save everything at this step, unless that was done, and remove what is not to be kept."""
@@ -305,6 +325,11 @@ class _Run:
             self.listen(Notice("No checkpoint is better than the model was before training.", "warning"))
         write_model(self.planned, checkpoints.folder_of(options.save_dir, best), best, scores)
         losses = self.history.losses()
+        self.trackers.singles({"best step": best, **{f"best ndcg@10 {name}": score for name, score in scores.items()}})
+        self.trackers.artifact("model card", options.save_dir / "README.md")
+        self.trackers.artifact("metrics", self.history.path)
+        if options.push_to_hub:
+            push(options.save_dir, options.push_to_hub, self.listen)
         return TrainReport(
             folder=str(options.save_dir),
             model=plan.model,

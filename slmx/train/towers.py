@@ -52,7 +52,8 @@ class Tower:
             set_pooling(self.model, pooling)
         own = self.model.max_seq_length or 512
         self._tokenizer: Any = self.model[0].tokenizer
-        self._tokenizing = Lock()
+        inner = self._tokenizer.backend_tokenizer
+        self._tokenizing, self._cut, self._filled = Lock(), inner.truncation, inner.padding
         self.lengths: dict[Role, int] = {
             "query": min(query_length or own, own),
             "passage": min(passage_length or own, own),
@@ -119,8 +120,17 @@ class Tower:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def save(self, folder: Path) -> None:
-        """Write the model as a sentence-transformers folder, weights as safetensors."""
+        """Write the model as a sentence-transformers folder, weights as safetensors.
+
+        A call of the tokenizer leaves its lengths in it; they are put back, so that equal models have equal files.
+        """
+        inner = self._tokenizer.backend_tokenizer
         with no_bars(), self._tokenizing:
+            for own, switch, off in (
+                (self._cut, inner.enable_truncation, inner.no_truncation),
+                (self._filled, inner.enable_padding, inner.no_padding),
+            ):
+                switch(**own) if own else off()
             self.model.save_pretrained(str(folder), create_model_card=False)
 
     def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

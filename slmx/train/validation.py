@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from slmx.data.beir import Qrels
 from slmx.data.datasets import Dataset, open_dataset
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, Progress, nobody
+from slmx.files import hash_value
 from slmx.records import Passage, Question
 from slmx.retrieve.evaluate import evaluate
+from slmx.retrieve.folders import FORMAT
 from slmx.retrieve.opening import open_retriever
 from slmx.train.pairs import key_of
 from slmx.train.towers import Tower
@@ -86,15 +90,23 @@ def open_val_sets(
     return found
 
 
-def validate(
-    tower: Tower, sets: Sequence[ValSet], *, beside: Path, device: str, listen: Listener = nobody
-) -> Mapping[str, float]:
-    """nDCG@10 (0 to 1) of each set by its name.
+class Validated(NamedTuple):
+    """nDCG@10 (0 to 1) by validation set, and where the vectors lie that were made for it."""
 
-    The model is written beside the run and read back by the retriever, so that what is measured is what is saved; the
-    vectors go with it, since no other weights will ever ask for them.
+    scores: dict[str, float]
+    cached: list[Path]
+
+
+def validate(
+    tower: Tower, sets: Sequence[ValSet], *, beside: Path, cache_dir: Path, device: str, listen: Listener = nobody
+) -> Validated:
+    """nDCG@10 of the model as it stands.
+
+    It is written to a folder in `beside` and read back by the retriever, so that what is measured is what is saved. The
+    vectors go to the cache under the content of the weights: whoever validates or evaluates the same ones finds them.
     """
-    scores = {}
+    scores: dict[str, float] = {}
+    cached: list[Path] = []
 
     def told(event: Progress | Notice) -> None:
         if isinstance(event, Progress):
@@ -104,7 +116,21 @@ def validate(
         folder = Path(place) / "model"
         tower.save(folder)
         for one in sets:
-            retriever = open_retriever(str(folder), one, cache_dir=Path(place), device=device, listen=told)
+            retriever = open_retriever(str(folder), one, cache_dir=cache_dir, device=device, listen=told)
             evaluation, _ = evaluate(one, retriever, (10,), one.split, listen=told)
             scores[one.name] = evaluation.metrics[METRIC]
-    return scores
+            cached += _cached(retriever.fingerprint(), cache_dir)
+    return Validated(scores, list(dict.fromkeys(cached)))
+
+
+def _cached(fingerprint: Mapping[str, Any], cache_dir: Path) -> list[Path]:
+    """The folders in the cache of a dense retriever's index and of its encoder's vectors."""
+    index = {name: value for name, value in fingerprint.items() if name != "dimension"}
+    encoder = {name: value for name, value in index.items() if name not in ("kind", "corpus", "query_prompt")}
+    return [cache_dir / "indexes" / hash_value([FORMAT, index]), cache_dir / "vectors" / hash_value(encoder)]
+
+
+def forget(cached: Sequence[Path]) -> None:
+    """Remove vectors of weights that nobody will ask for again."""
+    for folder in cached:
+        shutil.rmtree(folder, ignore_errors=True)

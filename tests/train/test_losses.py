@@ -65,6 +65,89 @@ def test_similarity_is_fp32_whatever_the_vectors_are() -> None:
     assert similarities(vectors, vectors, "cosine").diagonal().tolist() == pytest.approx([1.0] * 3, abs=1e-6)
 
 
+def vectors(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("negatives", [0, 1])
+def test_gist_is_that_of_sentence_transformers(negatives: int) -> None:
+    from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+
+    class Given(GISTEmbedLoss):  # type: ignore[misc]
+        """The original without its two models: their vectors are given."""
+
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.model, self.guide, self.must_retokenize, self.gather_across_devices = own, guide, False, False
+            self.similarity_fct, self.cross_entropy_loss = (
+                torch.nn.CosineSimilarity(dim=-1),
+                torch.nn.CrossEntropyLoss(),
+            )
+            self.temperature, self.margin, self.margin_strategy = 0.05, 0.0, "absolute"
+            self.contrast_anchors = self.contrast_positives = True
+
+    size = 6
+    given = [vectors(size, seed) for seed in range(2 + negatives)]
+    guiding = [vectors(size, seed + 10) for seed in range(2 + negatives)]
+    own, guide = (lambda feature: {"sentence_embedding": feature["v"]} for _ in range(2))
+    features = [{"v": one} for one in given]
+
+    def columns(model: Any, sent: Any) -> list[torch.Tensor]:
+        return [one.clone() for one in (given if model is own else guiding)]
+
+    from sentence_transformers.sentence_transformer.losses import gist_embed
+
+    before = gist_embed.embed_columns
+    gist_embed.embed_columns = columns
+    try:
+        wanted = Given()(features, torch.tensor([]))
+    finally:
+        gist_embed.embed_columns = before
+    pairs = [pair(f"q{n}", f"p{n}", *([f"n{n}"] if negatives else [])) for n in range(size)]
+    found = loss_of(
+        "gist",
+        given[0],
+        torch.cat(given[1:]),
+        make_batch(pairs, {}, negatives),
+        scale=20.0,
+        similarity="cosine",
+        guide=(guiding[0], torch.cat(guiding[1:])),
+    )
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_gist_leaves_out_what_is_known_to_be_no_negative() -> None:
+    batch = make_batch([pair("a", "x"), pair("b", "y", "x")], {}, 1)
+    asked, found = vectors(2, 1), vectors(3, 2)
+    guide = (asked, torch.cat([asked, -asked[:1]]))  # each query's own positive is nearest: the guide leaves all in
+
+    def value(passages: torch.Tensor) -> float:
+        return float(loss_of("gist", asked, passages, batch, scale=20.0, similarity="cosine", guide=guide))
+
+    other = found.clone()
+    other[2] = vectors(1, 9)[0]  # x again: may be whatever it is for query a, but not for b
+    masked = torch.zeros(2, 3, dtype=torch.bool)
+    masked[0, 2] = True
+    assert torch.equal(batch.false_negative, masked)
+    assert value(found) != value(other)
+    both = make_batch([pair("a", "x"), pair("b", "y", "x")], {key_of("b"): frozenset({key_of("x"), key_of("y")})}, 1)
+    same = [
+        float(loss_of("gist", asked, one, both, scale=20.0, similarity="cosine", guide=guide)) for one in (found, other)
+    ]
+    assert same[0] == same[1]
+
+
+def test_matryoshka_is_the_sum_over_the_vectors_beginnings() -> None:
+    batch = make_batch([pair("a", "x"), pair("b", "y", "z")], {}, 1)
+    asked, found = vectors(2, 1), vectors(3, 2)
+
+    def value(dims: tuple[int, ...], size: int) -> float:
+        cut = (asked[:, :size], found[:, :size])
+        return float(loss_of("mnrl", *cut, batch, scale=20.0, similarity="cosine", dims=dims))
+
+    assert value((8, 4, 2), 8) == pytest.approx(value((), 8) + value((), 4) + value((), 2))
+
+
 TEXTS = [
     "the keeper of the tower",
     "stone",
@@ -75,11 +158,15 @@ TEXTS = [
 ]
 
 
-def gradients(folder: Path, batch: Batch, *, cached: bool, tokens: int) -> tuple[float, torch.Tensor]:
+def gradients(
+    folder: Path, batch: Batch, *, cached: bool, tokens: int, name: str = "mnrl"
+) -> tuple[float, torch.Tensor]:
     tower = Tower(folder, device=torch.device("cpu"))
+    guide = (vectors(len(batch.queries), 1), vectors(len(batch.passages), 2))
 
     def loss(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
-        return loss_of("mnrl", queries, passages, batch, scale=20.0, similarity="cosine")
+        dims = (32, 8) if name == "gist" else ()
+        return loss_of(name, queries, passages, batch, scale=20.0, similarity="cosine", guide=guide, dims=dims)
 
     pieces = cut(tower, tower.tokenize(batch.queries, "query"), tower.tokenize(batch.passages, "passage"), tokens)
     settings: dict[str, Any] = {"queries": len(batch.queries), "seed": 1, "step": 2, "ranks": Ranks(tower.device)}
@@ -87,10 +174,11 @@ def gradients(folder: Path, batch: Batch, *, cached: bool, tokens: int) -> tuple
     return value, torch.cat([w.grad.flatten() for _, w in tower.named_weights() if w.grad is not None])
 
 
-def test_cached_gradients_are_the_plain_ones_with_dropout_on(encoder_folder: Path) -> None:
+@pytest.mark.parametrize("name", ["mnrl", "symmetric-mnrl", "gist", "triplet"])
+def test_cached_gradients_are_the_plain_ones_with_dropout_on(encoder_folder: Path, name: str) -> None:
     batch = make_batch([pair(f"who {t}", t, TEXTS[n - 1] + " and") for n, t in enumerate(TEXTS)], {}, 1)
-    plain_loss, plain = gradients(encoder_folder, batch, cached=False, tokens=24)
-    cached_loss, cached = gradients(encoder_folder, batch, cached=True, tokens=24)
+    plain_loss, plain = gradients(encoder_folder, batch, cached=False, tokens=24, name=name)
+    cached_loss, cached = gradients(encoder_folder, batch, cached=True, tokens=24, name=name)
     assert cached_loss == pytest.approx(plain_loss, abs=1e-6)
     assert torch.cosine_similarity(plain, cached, dim=0) > 0.9999
     assert torch.allclose(plain, cached, atol=1e-5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slmx.errors import TERMINATED, SlmxError, UsageError
+from slmx.errors import INTERRUPTED, TERMINATED, UsageError
 from slmx.signals import Stop
 from slmx.train import checkpoints
 from slmx.train.plan import TrainOptions, plan_training
@@ -52,11 +54,6 @@ def start_two(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[int], Outc
 
 def job(options: TrainOptions, **more: Any) -> dict[str, Any]:
     return {"options": asdict(options), **more}
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture
@@ -122,3 +119,73 @@ def test_two_processes_train_as_one_and_go_on_exactly(
     assert "Going on after step 20" in resumed["spoken"][0] and not second[5]["spoken"]
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_one_process_meets_ends_the_other(asked: Asked, tmp_path: Path, pairs_folder: Path) -> None:
+    broken = [job(asked(pairs_folder, steps=9, val_check_interval=2), break_on=1, stop_at=5)]
+    codes, (first, second) = start_two(tmp_path / "jobs", broken)
+    assert codes == [0, 0]
+    assert second[0]["error"] == "The disk of this process is gone."
+    assert "Another process of this run ended" in first[0]["error"]
+    assert checkpoints.latest(tmp_path / "run") == checkpoints.folder_of(tmp_path / "run", 4)
+
+
+def test_which_device_each_process_gets() -> None:
+    assert devices("cpu") == ["cpu"]
+    assert devices("cpu", num_gpus=3) == ["cpu"] * 3
+    for wrong in ("0,0", "a", ","):
+        with pytest.raises(UsageError, match="ids of cards"):
+            devices("auto", gpus=wrong)
+    with pytest.raises(UsageError, match="both say how many"):
+        devices("auto", gpus="0,1", num_gpus=2)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device"):
+            devices("auto", gpus="0,1")
+
+
+def test_a_process_alone_has_the_same_face() -> None:
+    alone = Ranks(torch.device("cpu"))
+    one = torch.ones(2)
+    assert alone.main and alone.add(one) is one and alone.highest(7) == 7 and alone.once(lambda: "done") == "done"
+    error = UsageError("wrong")
+    assert alone.shared(error) is error
+
+
+def slmx(*words: object, **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "slmx", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_processes_and_a_signal_stops_them(
+    empty_folder: Path, encoder_folder: Path, pairs_folder: Path
+) -> None:
+    command = ["train", "retriever", "--model", encoder_folder, "--data-dirs", pairs_folder, "--device", "cpu"]
+    command += ["--num-gpus", 2, "--batch-size", 4, "--save-dir", "two"]
+    wrong = slmx(*command, "--steps", 3, "--loss", "margin-mse")
+    said = wrong.communicate(timeout=120)[1]
+    assert wrong.returncode == 2 and said.count("needs a teacher's scores") == 1
+    process = slmx(*command, "--steps", 100_000, "--val-check-interval", 50)
+    while not (empty_folder / "two" / "checkpoints" / "step_50").is_dir():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == TERMINATED, said
+    assert said.count("Stopped after") == 1 and "Traceback" not in said
+    again = slmx(*command, "--steps", 100_000, "--val-check-interval", 50, "--resume", "--json")
+    last = checkpoints.latest(empty_folder / "two")
+    assert last is not None
+    while checkpoints.latest(empty_folder / "two") == last:
+        assert again.poll() is None
+        time.sleep(0.1)
+    again.send_signal(signal.SIGINT)
+    assert again.communicate(timeout=120)[0] == "" and again.returncode == INTERRUPTED
+    small = slmx(*command, "--steps", 4, "--overwrite", "--json")
+    assert json.loads(small.communicate(timeout=120)[0])["steps"] == 4 and small.returncode == 0

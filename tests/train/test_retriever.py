@@ -18,7 +18,7 @@ from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.signals import Stop
 from slmx.train import checkpoints
-from slmx.train.plan import TrainOptions, plan_training
+from slmx.train.plan import TrainOptions, parse_prompts, plan_training
 from slmx.train.retriever import TrainReport, train
 from slmx.train.update import learning_rate
 
@@ -186,11 +186,96 @@ def test_losses_that_need_what_is_not_there(asked: Asked, pairs_folder: Path, sy
         ({"model": "bm25"}, "no weights to train"),
         ({"hold_out": 0.2}, "needs questions"),
         ({"pooling": "sum"}, "pooling"),
+        ({"loss": "gist"}, "guided by a model"),
+        ({"guide": "dense"}, "guided by a model"),
+        ({"loss": "gist", "guide": "bm25"}, "makes no vectors"),
+        ({"average": 1.0}, "--average is a share below 1"),
+        ({"push_to_hub": "me/mine"}, "HF_HUB_OFFLINE"),
+        ({"push_to_hub": "no such/id/at all"}, "no id of the Hub"),
     ],
 )
 def test_options_that_contradict(asked: Asked, pairs_folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan_training(asked(pairs_folder, **settings))
+
+
+def test_sizes_of_vectors_that_the_model_has_not(asked: Asked, pairs_folder: Path) -> None:
+    with pytest.raises(UsageError, match="vectors have 32 numbers"):
+        run(asked(pairs_folder, matryoshka_dims=(64, 32)))
+    with pytest.raises(UsageError, match="--fp16 needs a CUDA device"):
+        run(asked(pairs_folder, fp16=True))
+    assert not asked(pairs_folder).save_dir.exists()
+
+
+def test_prompts_are_told_in_three_ways() -> None:
+    wanted = {"query": "q, a: ", "passage": "p: "}
+    assert parse_prompts(["query=q, a: ", "document=p: "]) == wanted
+    assert parse_prompts(["query=q, a: ,passage=p: "]) == wanted
+    assert parse_prompts(['{"query": "q, a: ", "passage": "p: "}']) == wanted
+    assert parse_prompts([]) == {"query": "", "passage": ""}
+    for wrong in ("q: ", "question=q: ", '{"query": 1}', '{"other": "a"}'):
+        with pytest.raises(UsageError, match="--prompts takes"):
+            parse_prompts([wrong])
+
+
+def test_batches_made_ahead_are_those_made_when_asked_for(asked: Asked, tmp_path: Path, pairs_folder: Path) -> None:
+    weights = []
+    for workers in (0, 3):
+        run(asked(pairs_folder, steps=9, num_workers=workers, save_dir=tmp_path / f"w{workers}"))
+        weights.append(load_file(tmp_path / f"w{workers}" / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_tokens_are_kept_and_are_those_of_the_texts(asked: Asked, tmp_path: Path, pairs_folder: Path) -> None:
+    run(asked(pairs_folder, steps=1, save_dir=tmp_path / "short"))
+    assert not list((tmp_path / "cache").glob("tokens/*"))  # a part of an epoch: not worth a file
+    fresh = load_file(tmp_path / "short" / "model.safetensors")
+    run(asked(pairs_folder, steps=9, save_dir=tmp_path / "long"))
+    (kept,) = (tmp_path / "cache").glob("tokens/*.arrow")
+    before = kept.stat().st_mtime_ns
+    run(asked(pairs_folder, steps=1, save_dir=tmp_path / "again"))
+    assert kept.stat().st_mtime_ns == before
+    cached = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(fresh[name], cached[name]) for name in fresh)
+
+
+def test_vectors_of_validation_are_cached_by_the_weights(
+    asked: Asked, tmp_path: Path, beir_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"val_datasets": (str(beir_folder),), "val_check_interval": 1, "steps": 4}
+    report = run(asked(beir_folder, **settings))
+    cache = tmp_path / "cache"
+    kept = sorted((cache / "vectors").iterdir())
+    assert len(kept) == len(list((cache / "indexes").iterdir())) == 2  # of the start, and of the best
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    words = ["eval", "retrieval", "--models", report.folder, "--datasets", str(beir_folder), "--device", "cpu"]
+    assert app.run([*words, "--cache-dir", str(cache), "--output-dir", str(tmp_path / "out")]) == 0
+    run(asked(beir_folder, **{**settings, "seed": 7, "save_dir": tmp_path / "other"}))
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert len(list((cache / "vectors").iterdir())) == 3  # the start's serve both, and the best was found again
+
+
+def test_a_table_grows_and_trackers_get_the_numbers(asked: Asked, tmp_path: Path, beir_folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from slmx.track.trackers import TrackOptions, open_trackers
+
+    heard: list[str] = []
+    options = asked(beir_folder, steps=20, val_datasets=(str(beir_folder),), val_check_interval=10)
+    with open_trackers(TrackOptions(names=("tensorboard",))) as trackers:
+        report = train(
+            plan_training(options),
+            stop=Stop(),
+            listen=lambda event: heard.append(event.text) if isinstance(event, Notice) else None,
+            trackers=trackers,
+        )
+    table = [line for line in heard if line[:7].strip() in ("step", "0", "10", "20")]
+    assert [line[:7].strip() for line in table] == ["step", "0", "10", "20"]
+    assert "beir" in table[0] and table[report.best_step // 10 + 1].endswith("← best")
+    (events,) = (tmp_path / "run" / "logs" / "runs").iterdir()
+    board = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in board.Scalars("ndcg@10/beir")] == [0, 10, 20]
+    assert [point.step for point in board.Scalars("loss/train")] == [10, 20]
 
 
 def test_learning_rate_rises_and_falls() -> None:
