@@ -26,6 +26,7 @@ from slmx.track.trackers import Status, TrackedRun, TrackOptions
 SPOOL = Path("logs") / "clearml.jsonl"
 LOG = Path("logs") / "clearml.log"  # what the library says
 STATE = Path("logs") / "clearml.json"  # the task's id, so that a resumed run goes on in the same task
+PATIENCE_SECONDS = 3.0  # a wait that is not worth a word
 STALLED_SECONDS = 15.0  # without a sign of life, the sender is taken to hang
 OFFLINE_SECONDS = 120.0  # for writing sessions to the disk
 MAX_SPOOL = 256 << 20
@@ -116,7 +117,10 @@ class ClearML:
             return
         offline = self._offline
         try:
-            self._sender.wait(OFFLINE_SECONDS if offline else self._options.wait_seconds)
+            seconds = OFFLINE_SECONDS if offline else self._options.wait_seconds
+            if not self._sender.wait(min(PATIENCE_SECONDS, seconds)):
+                self._listen(Notice(f"Waiting for ClearML, at most {seconds:.0f} s; Ctrl-C leaves."))
+                self._sender.wait(seconds)
             self._hear()
             if not offline and self._unsent():
                 if not self._offline:
@@ -236,16 +240,17 @@ class Sender:
             said.append({"away": "the sender ended early (see logs/clearml.log)"})
         return said
 
-    def wait(self, seconds: float) -> None:
-        """Until it ends; not longer than `seconds`, and not when it shows no sign of life."""
+    def wait(self, seconds: float) -> bool:
+        """Until it ends; not longer than `seconds`, and not when it shows no sign of life. Did it end?"""
         self.no_more()
-        begin = self._alive = time.monotonic()
+        begin = time.monotonic()
         while self._listener.is_alive():
             now = time.monotonic()
             if now - begin > seconds or now - self._alive > STALLED_SECONDS:
-                return
+                return False
             self._listener.join(0.05)
         self._process.wait()
+        return True
 
     def end(self) -> None:
         """Make sure that it is gone."""

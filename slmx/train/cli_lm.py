@@ -217,3 +217,29 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
             report = lm.train_lm(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
     if joined.main:
         console.result(report, lm.render_report)
+
+
+@app.command("plot")
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trainings, or metrics files; several are overlaid.")],
+    to: Annotated[Path, typer.Option("--to", help="The page; the picture gets the same name with .png.")] = Path(
+        "training.html"
+    ),
+    until: Annotated[
+        float | None, typer.Option("--until", min=1, help="The step of the forecast.", show_default="twice as far")
+    ] = None,
+    forecast: Annotated[bool, typer.Option("--forecast/--no-forecast", help="Say where the loss is heading.")] = True,
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Loss, learning rate, speed, time and gradient norm as an interactive page and a picture, with a loss forecast.
+
+    Example: `slmx train plot runs/lm runs/lm-adamw --to curves.html`
+    """
+    from slmx import console, settings
+    from slmx.train.plot import plot as draw, render_report
+
+    chosen = settings.load().seed if seed is None else seed
+    with console.listening() as listen:
+        report = draw(runs, to=to, until=until, forecasting=forecast, overwrite=overwrite, seed=chosen, listen=listen)
+    console.result(report, render_report)

@@ -118,7 +118,7 @@ def load_model(path: Path) -> tuple[Shape, dict[str, Tensor]]:
     if config.get("model_type") not in ("llama", "qwen3"):
         raise SlmxError(
             f"{path} holds no Llama or Qwen3 model.",
-            hint="Name the --save-dir of a `slmx train lm`, a checkpoint of it, such a folder of transformers, or an old step_N.pt.",
+            hint="Name the --save-dir of a `slmx train lm`, a checkpoint in it, or an old step_N.pt.",
         )
     theirs: dict[str, Tensor] = {}
     for file in require_weight_files(path):

@@ -1,4 +1,4 @@
-"""The numbers of a run by step: appended to a CSV file, cut back when a run goes on; of retrievers, shown as a table."""
+"""The numbers of a run by step: appended to a CSV file, cut back when a run goes on, and shown as a table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rows:
 
 
 class History(Rows):
-    """metrics.csv of a retriever: rows of `step, loss, lr, pairs_per_second`, and one column of nDCG@10 (0 to 1) for each validation set.
+    """metrics.csv of a retriever: `step, loss, lr, pairs_per_second`, and nDCG@10 (0 to 1) by validation set.
 
     The loss is the mean of the steps since the row before; a row has a loss or scores, and what it lacks is empty. The
     file is cut back when a run goes on.

@@ -105,23 +105,31 @@ class Server:
             return {}
         asked = json.loads(body or b"{}")
         asked = asked if isinstance(asked, dict) else {}
-        if call == "auth.login":
-            return {"token": token()}
+        fixed: dict[str, dict[str, Any]] = {
+            "auth.login": {"token": token()},
+            "projects.get_all": {"projects": [{"id": PROJECT, "name": asked.get("name", "slmx").strip("^$")}]},
+            "projects.get_by_id": {"project": {"id": PROJECT, "name": "slmx"}},
+            "projects.create": {"id": PROJECT},
+            "tasks.get_all": {"tasks": []},
+        }
+        return fixed[call] if call in fixed else self._task(call, asked)
+
+    def _task(self, call: str, asked: dict[str, Any]) -> dict[str, Any]:
         if call == "tasks.create":
             task = f"{len(self.tasks):032x}"
-            self.tasks[task] = {"id": task, "status": "created", "user": "u", "company": "c", "execution": {}, **asked}
+            self.tasks[task] = {
+                "id": task,
+                "status": "created",
+                "user": "u",
+                "company": "c",
+                "execution": {},
+                "output": {},
+                **asked,
+            }
             return {"id": task}
-        if call == "projects.get_all":
-            return {"projects": [{"id": PROJECT, "name": asked.get("name", "slmx").strip("^$")}]}
-        if call == "projects.get_by_id":
-            return {"project": {"id": PROJECT, "name": "slmx"}}
-        if call == "projects.create":
-            return {"id": PROJECT}
         task = str(asked.get("task", ""))
         if call == "tasks.get_by_id":
             return {"task": self.tasks[task]}
-        if call == "tasks.get_all":
-            return {"tasks": []}
         if task in self.tasks:
             if call == "tasks.add_or_update_artifacts":
                 self.tasks[task]["execution"].setdefault("artifacts", []).extend(asked["artifacts"])

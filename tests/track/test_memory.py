@@ -1,4 +1,4 @@
-"""GPU memory and power are those of the cards in use, whichever they are."""
+"""GPU memory, power and energy are those of the cards in use, whichever they are."""
 
 from __future__ import annotations
 
@@ -7,24 +7,47 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
-from pynvml import NVMLError
 
-from slmx.track.memory import MIB, MemoryLog
+from slmx.track import memory
+from slmx.track.memory import KEYS, MemoryLog
 
+MIB = 1 << 20
 GPU = ("gpu_ram_used_mb", "gpu_ram_peak_mb", "reserved_gpu_ram_mb", "gpu_power_draw_w")
 
 
 class Cards:
-    """A stand-in for torch.cuda: each card as (allocated, peak, reserved) in MiB and its draw in watts."""
+    """A stand-in for torch.cuda and NVML: each card as (allocated, peak, reserved) in MiB, its watts and joules.
 
-    def __init__(self, *cards: tuple[int, int, int], watts: tuple[float, ...] = ()) -> None:
-        self.cards = cards
-        self.watts = watts
+    There is no GPU where the tests run; what stands in is the driver alone.
+    """
+
+    def __init__(
+        self, *cards: tuple[int, int, int], watts: tuple[float, ...] = (), joules: list[float] | None = None
+    ) -> None:
+        self.cards, self.watts, self.joules = cards, watts, joules
         self.reset: list[int] = []
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> Cards:
+        monkeypatch.setitem(sys.modules, "torch.cuda", self)
+        monkeypatch.setattr("slmx.track.gpus._handle_of", int)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", lambda card: self._told(self.watts, card))
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda card: self._told(self.joules, card))
+        rates = lambda card: SimpleNamespace(gpu=50 + card)  # noqa: E731
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", rates)
+        return self
+
+    def _told(self, values: Any, card: int) -> int:
+        if not values:
+            raise pynvml.NVMLError(3)
+        return int(1000 * values[card])
 
     def is_initialized(self) -> bool:
         return True
+
+    def get_device_properties(self, card: int) -> SimpleNamespace:
+        return SimpleNamespace(uuid=card)
 
     def device_count(self) -> int:
         return len(self.cards)
@@ -43,15 +66,13 @@ class Cards:
     def reset_peak_memory_stats(self, card: int) -> None:
         self.reset.append(card)
 
-    def power_draw(self, card: int) -> float:
-        if not self.watts:
-            raise NVMLError(3)
-        return 1000 * self.watts[card]
+
+@pytest.fixture(autouse=True)
+def _no_rapl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmx.track.energy.packages", lambda _folder: [])
 
 
-def marked(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> list[float]:
-    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
-    log = MemoryLog()
+def marked(log: MemoryLog) -> list[float]:
     log.mark("model", "after_load")
     (line,) = log.record()["detailed_log"]
     assert line["cpu_ram_used_mb"] > 0
@@ -60,26 +81,55 @@ def marked(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> list[float]:
 
 
 def test_the_card_in_use_is_measured_and_not_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert marked(monkeypatch, Cards((0, 0, 0), (5, 7, 8), watts=(30.0, 250.0))) == [5, 7, 8, 250]
+    Cards((0, 0, 0), (5, 7, 8), watts=(30.0, 250.0)).use(monkeypatch)
+    assert marked(MemoryLog()) == [5, 7, 8, 250]
 
 
-def test_several_cards_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = Cards((1, 2, 3), (0, 0, 0), (10, 20, 30), watts=(100.0, 7.0, 50.5))
-    assert marked(monkeypatch, cards) == [11, 22, 33, 150.5]
+def test_several_cards_are_added_and_their_utilization_is_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cards((1, 2, 3), (0, 0, 0), (10, 20, 30), watts=(100.0, 7.0, 50.5)).use(monkeypatch)
+    log = MemoryLog()
+    assert marked(log) == [11, 22, 33, 150.5]
+    assert log.utilization()["gpu_utilization_percent"] == 51  # of 50 and 52
 
 
 def test_a_card_that_does_not_tell_its_power_draws_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert marked(monkeypatch, Cards((1, 2, 3))) == [1, 2, 3, 0]
+    Cards((1, 2, 3)).use(monkeypatch)
+    log = MemoryLog()
+    assert marked(log) == [1, 2, 3, 0]
+    assert log.energy_source() == "none"
+
+
+def test_a_card_with_a_counter_tells_a_phase_in_joules(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = Cards((1, 2, 3), watts=(100.0,), joules=[5000.0]).use(monkeypatch)
+    log = MemoryLog()
+    begin = log.mark("model", "before_generate")
+    assert cards.joules is not None
+    cards.joules[0] += 321.5
+    assert log.mark("model", "after_generate") - begin == 321.5
+    assert log.energy_source() == "gpu"
+
+
+def test_a_card_without_a_counter_is_integrated_from_its_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = Cards((1, 2, 3), watts=(100.0,)).use(monkeypatch)
+    clock = iter([0.0, 2.0, 3.0])
+    log = MemoryLog()
+    monkeypatch.setattr("slmx.track.energy.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert log.mark("model", "before_generate") == 0
+    cards.watts = (200.0,)
+    assert log.mark("model", "after_generate") == 300  # two seconds at 150 W
+    assert log.mark("model", "later") == 500  # and one at 200
 
 
 @pytest.mark.parametrize("cuda", [None, SimpleNamespace(), SimpleNamespace(is_initialized=lambda: False)])
 def test_without_a_card_in_use_all_is_0(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
-    assert marked(monkeypatch, cuda) == [0, 0, 0, 0]
+    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
+    log = MemoryLog()
+    assert marked(log) == [0, 0, 0, 0]
+    assert log.energy_source() == "none"
 
 
 def test_a_fresh_log_keeps_the_lines_and_begins_its_peaks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = Cards((0, 0, 0), (5, 7, 8), watts=(30.0, 250.0))
-    monkeypatch.setitem(sys.modules, "torch.cuda", cards)
+    cards = Cards((0, 0, 0), (5, 7, 8), watts=(30.0, 250.0)).use(monkeypatch)
     log = MemoryLog()
     log.mark("retriever", "after_search")
     fresh = log.fresh()
@@ -88,9 +138,14 @@ def test_a_fresh_log_keeps_the_lines_and_begins_its_peaks_anew(monkeypatch: pyte
     assert cards.reset == [1]
 
 
-def test_sampling_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slmx.track.memory.EVERY_SECONDS", 0.001)
+def test_sampling_keeps_bounded_curves_and_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "EVERY_SECONDS", 0.0005)
+    monkeypatch.setattr(memory, "KEPT", 8)
     with MemoryLog().sampling() as log:
-        while not log.peak_usage["cpu_ram_used_mb"]:
-            pass
+        while not log.samples or log.samples[-1]["seconds"] < 0.1:
+            sum(range(1000))
     assert "memory" not in {thread.name for thread in threading.enumerate()}
+    curves = log.record()["samples"]
+    assert 0 < len(curves["seconds"]) < 8 and curves["seconds"] == sorted(curves["seconds"])
+    assert set(KEYS) < set(curves)
+    assert log.utilization()["cpu_utilization_percent"] > 0

@@ -39,7 +39,7 @@ def made(shape: Shape, seed: int = 0, **settings: Any) -> Transformer:
         ("tiny-17m", 17_062_400),
         ("tiny-59m", 59_294_720),
         ("nano-6m", 6_033_408),
-        ("mini-30m", 29_377_536),
+        ("mini-30m", 29_369_856),
         ("gpt2-124m", 123_552_768),
         ("smollm2-135m", 134_515_008),
         ("smollm2-360m", 361_821_120),
@@ -92,13 +92,11 @@ def test_documents_do_not_leak_into_each_other(backend: str, compute: torch.dtyp
     after = logits(other)
     assert torch.equal(before[:, 5:], after[:, 5:])
     assert not torch.equal(before[:, :5], after[:, :5])
-    alone = tokens[:1, 5:11]
-    # The same document by itself; rotary positions differ by a shift, which attention does not see.
-    assert torch.allclose(
-        logits(tokens)[:1, 5:11].float(),
-        model(alone, mask=attention.masks(None, backend, length=6, device=CPU, dtype=compute)).float(),
-        atol=1e-3 if compute == torch.float32 else 0.6,
-    )
+    with torch.no_grad():  # the same document by itself: attention does not see how far positions are shifted
+        mask = attention.masks(None, backend, length=6, device=CPU, dtype=compute)
+        alone = model(tokens[:1, 5:11], mask=mask)
+    atol = 1e-3 if compute == torch.float32 else 0.6
+    assert torch.allclose(before[:1, 5:11].float(), alone.float(), atol=atol)
 
 
 @pytest.mark.parametrize("backend", attention.BACKENDS)

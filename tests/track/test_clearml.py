@@ -1,0 +1,208 @@
+"""ClearML through its own library: real offline sessions read back, a server that answers, refuses, stalls."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slmx import settings
+from slmx.events import Notice, Progress
+from slmx.track.clearml import IMPORT, SPOOL
+from slmx.track.trackers import TrackedRun, Trackers, TrackOptions, chosen_trackers, open_trackers
+from tests.s3.servers import running
+from tests.track.clearml_server import Server
+
+SECRET = 'a-s$cret"&'
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.notices: list[Notice] = []
+
+    def __call__(self, event: Progress | Notice) -> None:
+        assert isinstance(event, Notice)
+        self.notices.append(event)
+
+    def warnings(self) -> list[str]:
+        return [notice.text for notice in self.notices if notice.level == "warning"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(empty_folder: Path) -> None:
+    """No settings of whoever runs the tests reach the sender."""
+
+
+def report(trackers: Trackers, folder: Path, *, step: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text('{"em": 0.5}')
+    run = TrackedRun(folder.name, folder, "training", {"lr": 0.1, "nested": {"key": SECRET}}, step=step)
+    with trackers.run(run):
+        for place in (1, 2):
+            trackers.scalars(place, {"loss/train": 1.0 / place, "lr": 0.5})
+        trackers.singles({"em": 0.5})
+        trackers.table("metrics", ["metric", "mean"], [["em", 0.5]])
+        trackers.figure("memory", {"data": [{"type": "scatter", "x": [1], "y": [2]}], "layout": {}})
+        trackers.samples("predictions", [{"question": "<script>alert(1)</script>", "answer": "b"}] * 100)
+        trackers.text(f"a line of the log with {SECRET}")
+        trackers.artifact("results", folder / "results.json")
+
+
+def test_an_offline_session_holds_everything_and_no_secret(tmp_path: Path) -> None:
+    heard = Heard()
+    with open_trackers(TrackOptions(("clearml",), project="p", offline=True, secrets=[SECRET]), heard) as trackers:
+        report(trackers, tmp_path / "one")
+        report(trackers, tmp_path / "two")
+    for name in ("one", "two"):
+        (session,) = (tmp_path / name / "logs").glob("clearml-*.zip")
+        assert f"ClearML session kept; send it later: {IMPORT} {session}" in [notice.text for notice in heard.notices]
+        assert not (tmp_path / name / SPOOL).exists()
+        with zipfile.ZipFile(session) as zipped:
+            files = {file: zipped.read(file) for file in zipped.namelist()}
+        task = json.loads(files["task.json"])
+        assert (task["name"], task["project_name"], task["type"]) == (name, "p", "training")
+        assert task["hyperparams"]["slmx"]["lr"]["value"] == "0.1"
+        assert [artifact["key"] for artifact in task["execution"]["artifacts"]] == ["results"]
+        assert not task["script"]["diff"]
+        events = [event for line in files["metrics.jsonl"].splitlines() for event in json.loads(line)]
+        curves = [(e["metric"], e["variant"], e["iter"], e["value"]) for e in events if "scalar" in e["type"]]
+        assert ("loss", "train", 2, 0.5) in curves and ("lr", "lr", 1, 0.5) in curves
+        assert any(curve[:2] == ("Summary", "em") for curve in curves)
+        assert {e["metric"] for e in events if e["type"] == "plot"} == {"metrics", "memory"}
+        pages = [content for file, content in files.items() if file.endswith(".html")]
+        assert len(pages) == 100 and b"&lt;script&gt;" in pages[0] and b"<script>" not in pages[0]
+        assert b'{"em": 0.5}' in files.values()
+        assert b"a line of the log" in files["log.jsonl"]
+        assert not any(b"s$cret" in content for content in files.values())
+
+
+def test_a_server_gets_everything(tmp_path: Path) -> None:
+    heard = Heard()
+    with Server() as server:
+        options = TrackOptions(("clearml",), environment=server.environment(), secrets=[SECRET])
+        with open_trackers(options, heard) as trackers:
+            report(trackers, tmp_path / "one")
+            report(trackers, tmp_path / "two")
+        (one, two) = server.tasks.values()
+        assert (one["name"], one["status"], two["status"]) == ("one", "completed", "completed")
+        assert [artifact["key"] for artifact in two["execution"]["artifacts"]] == ["results"]
+        assert {"training_stats_scalar", "plot", "log", "training_debug_image"} == {e["type"] for e in server.events}
+        assert sum(b"&lt;script&gt;" in file for file in server.files) == 200
+        assert b"s$cret" not in server.bytes
+        page = json.loads((tmp_path / "one" / "logs" / "clearml.json").read_text())["page"]
+    assert heard.warnings() == [] and f"ClearML: {page}" in [notice.text for notice in heard.notices]
+    assert not list(tmp_path.rglob("*.zip")) and not (tmp_path / "one" / SPOOL).exists()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_its_task(tmp_path: Path) -> None:
+    with Server() as server:
+        for step in (0, 2):
+            with open_trackers(TrackOptions(("clearml",), environment=server.environment())) as trackers:
+                report(trackers, tmp_path / "one", step=step)
+        assert len(server.tasks) == 1
+
+
+@pytest.fixture
+def stalling() -> Iterator[str]:
+    """A port that accepts and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def kept(heard: Heard, folder: Path, why: str) -> None:
+    (warning,) = heard.warnings()
+    assert why in warning
+    assert len(list((folder / "logs").glob("clearml-offline-*.zip"))) == 1
+
+
+def test_a_server_that_refuses_costs_one_warning_and_the_session_is_kept(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    heard = Heard()
+    with open_trackers(TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url}), heard) as trackers:
+        report(trackers, tmp_path / "one")
+    kept(heard, tmp_path / "one", "does not answer")
+
+
+def test_a_server_that_accepts_and_stalls_does_not_slow_the_run(
+    tmp_path: Path, stalling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmx.track.clearml.STALLED_SECONDS", 4.0)
+    heard = Heard()
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": stalling})
+    with open_trackers(options, heard) as trackers:
+        report(trackers, tmp_path / "one")
+        assert heard.notices == []  # the run is over before anybody knows
+    (warning,) = heard.warnings()
+    assert stalling in warning
+    kept(heard, tmp_path / "one", stalling)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle_costs_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmx.track.clearml.STALLED_SECONDS", 6.0)
+    heard = Heard()
+    with Server() as server:
+        server.stall_after = "tasks.started"
+        with open_trackers(TrackOptions(("clearml",), environment=server.environment()), heard) as trackers:
+            report(trackers, tmp_path / "one")
+        assert list(server.tasks)
+    kept(heard, tmp_path / "one", "did not take everything in time")
+
+
+def test_what_a_killed_run_reported_is_sent_all_the_same(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from slmx.track.trackers import TrackedRun, TrackOptions, open_trackers
+with open_trackers(TrackOptions(("clearml",), offline=True)) as trackers:
+    trackers.start(TrackedRun("killed", Path(sys.argv[1]), "training", {}))
+    trackers.scalars(1, {"loss": 3.5})
+    print("now", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ}
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    end = time.monotonic() + 60
+    while not (found := list(tmp_path.glob("logs/clearml-*.zip"))) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.2)
+    with zipfile.ZipFile(found[0]) as session:
+        assert b"3.5" in session.read("metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_artifacts_go_to_the_bucket_of_the_settings_through_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running("rclone", tmp_path / "servers") as found, Server() as server:
+        store = found.with_bucket()
+        for name, value in {**server.environment(), **store.environment()}.items():
+            monkeypatch.setenv(name, value)
+        options = chosen_trackers(settings.load(), clearml=None, tensorboard=None)
+        heard = Heard()
+        with open_trackers(options, heard) as trackers:
+            report(trackers, tmp_path / "one")
+        assert heard.warnings() == []
+        (task,) = server.tasks
+        key = f"slmx/one.{task}/artifacts/results/results.json"
+        assert store.client().get_object(Bucket=store.bucket, Key=key)["Body"].read() == b'{"em": 0.5}'
+        assert server.tasks[task]["execution"]["artifacts"][0]["uri"].endswith(f"{store.bucket}/{key}")
