@@ -55,7 +55,9 @@ def main() -> None:
         "--side", choices=["both", "slmx", "nanogpt"], default="both", help="--part loss: one side alone"
     )
     parser.add_argument("--batch", type=int, default=8, help="windows a step of the speed part, and at a time")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     text = DATA / "text" / "en" / "tinystories_sample_2MiB.txt"
     if not text.is_file():
         print(f"train_lm: needs {text}; left out", file=sys.stderr)
@@ -239,6 +241,7 @@ def speed(data: Any, rounds: int, batch: int) -> dict[str, Any]:
     return {
         **speeds(seconds, batch * 512),
         "dtype": str(dtype),
+        "threads": torch.get_num_threads(),
         "parameters": {name: sum(p.numel() for p in made[0].parameters()) for name, made in sides.items() if made},
         "mfu": flops_per_token(SHAPE, 512)
         * batch
@@ -271,7 +274,7 @@ def old(rounds: int) -> dict[str, Any]:
             step(torch.from_numpy(windows.batch(0)), 0.1)
         steps["slmx"](torch.from_numpy(windows.batch(1)), 0.1)
         seconds = in_turn({name: (step, windows) for name, step in steps.items()}, rounds)
-    return {**speeds(seconds, 8 * 512), "parameters": count_parameters(TINY)}
+    return {**speeds(seconds, 8 * 512), "parameters": count_parameters(TINY), "threads": torch.get_num_threads()}
 
 
 def in_turn(steps: dict[str, tuple[Step, Windows]], rounds: int) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ from slmx.registry import unknown_name
 
 BACKENDS = ("blocked", "sdpa", "flex")
 BLOCK = 128  # queries a block
-LONGEST = 2048  # a window of the blocked back end, at most
+LONGEST = 1024  # a window of the blocked back end, at most
 _HIDDEN = -1e30
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # a target that counts for nothing
-LOGITS_HELD = 1 << 23  # about so many at a time
+LOGITS_HELD = {"cpu": 1 << 23, "cuda": 1 << 27}  # about so many at a time: caches are small, cards want much work
 
 Piece = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -68,7 +68,8 @@ def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, piece: Piece, grad_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     rows = hidden.shape[0]
-    pieces = max(1, -(-rows * weight.shape[0] // LOGITS_HELD))
+    held = LOGITS_HELD.get(hidden.device.type, LOGITS_HELD["cpu"])
+    pieces = max(1, -(-rows * weight.shape[0] // held))
     size = -(-rows // pieces)  # pieces of one size, so that they are compiled once
     grad_hidden = torch.empty_like(hidden) if grad_weight is not None else None
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)

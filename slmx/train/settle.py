@@ -23,14 +23,16 @@ from slmx.records import Record
 from slmx.train import attention, optim, rates
 from slmx.train.folder import RUN_FILE
 from slmx.train.ranks import Ranks
-from slmx.train.transformer import Shape
+from slmx.train.transformer import Shape, flops_per_token
 
 if TYPE_CHECKING:
     from slmx.train.lm import LmOptions, LmTask
     from slmx.train.loop import LoopOptions
 
-MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}  # at a time: a processor's caches are small
+MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}  # at a time, at most: a processor's caches are small
 PAYS_FROM = 60.0  # seconds of uncompiled work that are left, for the wait to pay
+PLAIN_SHARE = 0.35  # of the measured rate of products, without compiling
+WORTH_TIMING = 3.0  # seconds: a longer piece is compiled without a comparison
 
 
 class Settled(Record, frozen=True, omit_defaults=False):
@@ -63,7 +65,7 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
         raise UsageError(
             "float16 gradients need a scale that `slmx train lm` does not keep.", hint="Use --dtype float32."
         )
-    wanted = max(1, (options.micro_tokens or MICRO_TOKENS[device.type]) // shape.context)
+    wanted = max(1, (options.micro_tokens or _micro_tokens(shape, device)) // shape.context)
     backend = options.attention
     if backend == "auto":
         backend = attention.best_backend(device, shape.context, compiled=options.compile is not False)
@@ -79,6 +81,15 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
         rate=rates.matrix_rate(device, dtype),
         datasheet=rates.datasheet(device),
     )
+
+
+def _micro_tokens(shape: Shape, device: torch.device) -> int:
+    """Tokens at a time; on a card as many as half of its free memory holds activations of."""
+    most = MICRO_TOKENS[device.type]
+    if device.type != "cuda":
+        return most
+    a_token = 2 * shape.layers * (30 * shape.dim + 6 * shape.hidden)
+    return max(shape.context, min(most, torch.cuda.mem_get_info(device)[0] // 2 // a_token))
 
 
 def learning_rate(shape: Shape) -> float:
@@ -100,14 +111,17 @@ def compile_if_it_pays(
         listen(Notice("No C++ compiler is here, so nothing is compiled; with one, steps take about half the time."))
         return settled
     pieces = share / settled.micro
-    plain = _piece_seconds(task)
-    if wanted is None and ranks.highest(int(1000 * plain * pieces * steps)) < 1000 * PAYS_FROM:
+    shape = task.planned.plan.shape
+    work = flops_per_token(shape, shape.context) * settled.micro * shape.context
+    guess = work / (PLAIN_SHARE * settled.rate)
+    if wanted is None and ranks.highest(int(1000 * guess * pieces * steps)) < 1000 * PAYS_FROM:
         return settled
+    plain = _piece_seconds(task) if ranks.highest(int(1000 * guess)) < 1000 * WORTH_TIMING else None
     listen(Notice("Compiling the layers: up to a minute the first time, seconds when the same was compiled before."))
     began = time.perf_counter()
     task.model.compile_layers()
     try:
-        fast = _piece_seconds(task)
+        fast = _piece_seconds(task, once=plain is None)
     except Exception as error:  # whatever a compiler throws: the run goes on without it
         task.model.compile_layers(False)
         if wanted:
@@ -115,6 +129,9 @@ def compile_if_it_pays(
         listen(Notice(f"Compiling failed, and is left out ({str(error).splitlines()[0][:150]}).", "warning"))
         return settled
     took = time.perf_counter() - began
+    if plain is None:
+        listen(Notice(f"Compiled in {took:.0f} s."))
+        return msgspec.structs.replace(settled, compiled=True)
     if wanted is None and ranks.highest(int(1e6 * fast)) > ranks.highest(int(1e6 * plain)):
         task.model.compile_layers(False)
         listen(Notice(f"Compiled in {took:.0f} s; it is not faster here, and left out."))
@@ -123,11 +140,14 @@ def compile_if_it_pays(
     return msgspec.structs.replace(settled, compiled=True)
 
 
-def _piece_seconds(task: LmTask) -> float:
-    """Forward and backward of one piece, the better of two after one that warms up; gradients are forgotten."""
+def _piece_seconds(task: LmTask, *, once: bool = False) -> float:
+    """Forward and backward of one piece, the better of two after one that warms up; gradients are forgotten.
+
+    `once`: that first one alone, which compiles, and no time.
+    """
     batch = task.batches(0)[0].to(task.ranks.device)
     best = float("inf")
-    for number in range(3):
+    for number in range(1 if once else 3):
         at = time.perf_counter()
         (task.loss(task.model, batch) / batch.targets.numel()).backward()  # type: ignore[no-untyped-call]
         _wait(task.ranks.device)
