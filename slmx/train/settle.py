@@ -105,16 +105,11 @@ def compile_if_it_pays(
     Without a word from the user it is compiled where a compiler is at hand and much work is left, and it stays so where
     that is measured faster. Processes decide as one.
     """
-    if wanted is False or (wanted is None and ranks.device.type == "mps"):
-        return settled
-    if wanted is None and ranks.device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++")):
-        listen(Notice("No C++ compiler is here, so nothing is compiled; with one, steps take about half the time."))
-        return settled
-    pieces = share / settled.micro
-    shape = task.planned.plan.shape
+    shape, pieces = task.planned.plan.shape, share / settled.micro
     work = flops_per_token(shape, shape.context) * settled.micro * shape.context
     guess = work / (PLAIN_SHARE * settled.rate)
-    if wanted is None and ranks.highest(int(1000 * guess * pieces * steps)) < 1000 * PAYS_FROM:
+    pays = ranks.highest(int(1000 * guess * pieces * steps)) > 1000 * PAYS_FROM
+    if wanted is False or (wanted is None and not (pays and _can_compile(ranks.device, listen))):
         return settled
     plain = _piece_seconds(task) if ranks.highest(int(1000 * guess)) < 1000 * WORTH_TIMING else None
     listen(Notice("Compiling the layers: up to a minute the first time, seconds when the same was compiled before."))
@@ -138,6 +133,13 @@ def compile_if_it_pays(
         return settled
     listen(Notice(f"Compiled in {took:.0f} s: a step takes {fast * pieces:.2f} s instead of {plain * pieces:.2f} s."))
     return msgspec.structs.replace(settled, compiled=True)
+
+
+def _can_compile(device: torch.device, listen: Listener) -> bool:
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("c++")):
+        listen(Notice("No C++ compiler is here, so nothing is compiled; with one, steps take about half the time."))
+        return False
+    return device.type != "mps"
 
 
 def _piece_seconds(task: LmTask, *, once: bool = False) -> float:
