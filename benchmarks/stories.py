@@ -1,8 +1,8 @@
 """Ten minutes of `slmx train lm` beside stories260K: bits a byte on the last 150 stories of the TinyStories file.
 
 A tokenizer and a nano model are made here from the other stories, in the time that is given (compiling included), and
-both models are measured on the same windows: each story, cut at a space where it is longer than 1,000 bytes, after the
-model's own beginning of a text. `--seconds 600` is how long the model may train.
+both models are measured on the same windows: each story, halved at a space until both see it whole, after the model's
+own beginning of a text. `--seconds 600` is how long the model may train.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slmx.signals import Stop
 from slmx.train.lm import LmOptions, estimate_lm, plan_lm, train_lm
 from slmx.train.ranks import Ranks
 
-WINDOW = 1000  # bytes
+WINDOW = 512  # tokens, of both models
 VOCABULARY = 4096
 
 
@@ -40,22 +40,33 @@ def main() -> None:
         print(f"stories: needs {text} and {theirs}; left out", file=sys.stderr)
         return
     stories = stories_of(text)
-    windows = [piece for story in stories[-KEPT_OUT:] for piece in pieces(story)]
-    found: dict[str, Any] = {"windows": len(windows), "stories260K": bits_per_byte(theirs, windows)}
-    print(f"stories260K: {found['stories260K']:.4f} bits a byte on {len(windows)} windows", file=sys.stderr)
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         made = options.model or trained(stories, Path(folder), options.seconds, found)
-        found["slmx"] = bits_per_byte(made, windows)
-    print(f"slmx: {found['slmx']:.4f} bits a byte", file=sys.stderr)
+        windows = windows_of(stories[-KEPT_OUT:], [theirs, made])
+        found |= {"windows": len(windows), "bytes": sum(len(one.encode()) for one in windows)}
+        for name, model in (("stories260K", theirs), ("slmx", made)):
+            found[name] = bits_per_byte(model, windows)
+            print(f"{name}: {found[name]:.4f} bits a byte on {len(windows)} windows", file=sys.stderr)
     if options.model is None:
         report(options.to, found)
 
 
-def pieces(story: str) -> list[str]:
-    """A story in pieces of at most WINDOW bytes, cut at spaces, of about one size."""
-    words, count = story.split(" "), -(-len(story.encode()) // WINDOW)
-    size = -(-len(words) // count)
-    return [" ".join(words[at : at + size]) for at in range(0, len(words), size)]
+def windows_of(stories: list[str], folders: list[Path]) -> list[str]:
+    """Stories in pieces that fit the windows of all models, halved at a space until they do."""
+    from tokenizers import Tokenizer
+
+    tokenizers = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in folders]
+
+    def pieces(text: str) -> list[str]:
+        longest = max(len(one.encode(text, add_special_tokens=False).ids) for one in tokenizers)
+        if longest < WINDOW:
+            return [text]
+        middle = text.rfind(" ", 0, len(text) // 2 + 1)
+        middle = middle if middle > 0 else len(text) // 2
+        return [*pieces(text[:middle]), *pieces(text[middle:].lstrip())]
+
+    return [piece for story in stories for piece in pieces(story)]
 
 
 @torch.no_grad()
@@ -69,7 +80,6 @@ def bits_per_byte(folder: Path, windows: list[str]) -> float:
     nats, count = 0.0, 0
     for text in windows:
         ids = [model.config.bos_token_id, *tokenizer.encode(text, add_special_tokens=False).ids]
-        assert len(ids) <= model.config.max_position_embeddings, f"{len(ids)} tokens"
         tokens = torch.tensor([ids])
         logits = model(tokens).logits[0, :-1].float()
         nats += float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
@@ -129,7 +139,7 @@ def report(to: Path, found: dict[str, Any]) -> None:
                 "value": f"{found['tokens']:,} tokens at {found['tokens_per_second']:,.0f} tokens/s",
             },
         ],
-        notes=[f"The same {found['windows']} windows for both: stories, cut at a space above {WINDOW:,} bytes."],
+        notes=[f"The same {found['windows']} windows for both: stories, halved until both models see them whole."],
         **found,
     )
 
