@@ -4,7 +4,7 @@
     python benchmarks/train_lm.py --part loss        # validation loss after the same minutes, compiling included
     python benchmarks/train_lm.py --part old         # tiny-17m: fp32, one sample at a time, explicit softmax
 
-nanoGPT's model is imported from SLMX_NANOGPT (a folder with its model.py, MIT licence), and its rows are left out where
+nanoGPT's model is imported from NANOGPT (a folder with its model.py, MIT licence), and its rows are left out where
 that is unset. Both models have 6 layers of 256, a vocabulary of 8,192, windows of 512, both are compiled, and both
 multiply in bf16 where that is measured faster. Each part keeps the figures of the others in the result.
 """
@@ -144,7 +144,7 @@ def ours(dtype: torch.dtype, *, compiled: bool = True, seed: int = 0, shape: Sha
 
 def nanogpt(dtype: torch.dtype, *, seed: int = 0) -> tuple[nn.Module, Step] | None:
     """nanoGPT's model, compiled, with its own optimizer; None where it is not at hand."""
-    folder = os.environ.get("SLMX_NANOGPT", "")
+    folder = os.environ.get("NANOGPT", "")
     path = Path(folder) / "model.py"
     if not folder or not path.is_file():
         return None
