@@ -101,4 +101,4 @@ def _env_value(value: object) -> str:
 def _toml_value(value: object) -> str:
     if value is None:
         return '""   # unset'
-    return _env_value(value) if isinstance(value, (bool, int, float)) else f'"{value}"'
+    return _env_value(value) if isinstance(value, (bool, int, float, list)) else f'"{value}"'

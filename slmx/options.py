@@ -25,6 +25,11 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="auto, bfloat16, float16, float32.", show_default="auto"),
 ]
+Gpus = Annotated[str, typer.Option("--gpus", help="Ids of cards, a process each: 0,1.")]
+NumGpus = Annotated[
+    int | None,
+    typer.Option("--num-gpus", min=1, help="A count of cards, a process each; with --device cpu of processes."),
+]
 MaxItems = Annotated[int | None, typer.Option("--max-items", min=1, help="Only the first N rows.")]
 Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a passage, about.", show_default="100")]
 Overlap = Annotated[
@@ -40,9 +45,17 @@ Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
 
+ClearML = Annotated[
+    bool | None, typer.Option("--clearml/--no-clearml", help="Send to ClearML.", show_default="if it is configured")
+]
+TensorBoard = Annotated[
+    bool | None,
+    typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard files.", show_default="as in the settings"),
+]
+
 
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Shell completion from the presets of a kind ("models", "retrievers", "datasets", "modes")."""
+    """Shell completion from the presets of a kind ("models", "retrievers", … of slmx.presets.KINDS)."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         from slmx import presets

@@ -108,6 +108,46 @@ class S3Settings(BaseModel):
     concurrency: int = Field(16, ge=1, le=256, description="requests in flight")
 
 
+class ClearMLSettings(BaseModel):
+    """The ClearML server, under the names of its own library."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    api_host: str = Field("", json_schema_extra=_named("CLEARML_API_HOST"), description="address of ClearML's API")
+    web_host: str = Field("", json_schema_extra=_named("CLEARML_WEB_HOST"), description="address of ClearML's pages")
+    files_host: str = Field(
+        "", json_schema_extra=_named("CLEARML_FILES_HOST"), description="address of ClearML's file server"
+    )
+    config_file: Path | None = Field(
+        None, json_schema_extra=_named("CLEARML_CONFIG_FILE"), description="clearml.conf, instead of the one at home"
+    )
+    access_key: SecretStr | None = Field(
+        None, json_schema_extra=_named("CLEARML_API_ACCESS_KEY"), description="access key of ClearML"
+    )
+    secret_key: SecretStr | None = Field(
+        None, json_schema_extra=_named("CLEARML_API_SECRET_KEY"), description="secret key of ClearML"
+    )
+
+    def configured(self) -> bool:
+        """Is there a server? The library's own default is none of ours."""
+        return bool(self.api_host or self.config_file or (Path.home() / "clearml.conf").is_file())
+
+
+class TrackSettings(BaseModel):
+    """Where the numbers of runs go beside their own files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    clearml: bool | None = Field(None, description="send runs to ClearML; unset: if a server is configured")
+    tensorboard: bool | None = Field(None, description="write TensorBoard files; unset: when training")
+    also: list[str] = Field([], description="further trackers, of other packages, by name")
+    project: str = Field("slmx", min_length=1, description="the project that runs are filed under")
+    offline: bool = Field(
+        False,
+        json_schema_extra=_named("CLEARML_OFFLINE_MODE"),
+        description="keep ClearML sessions in the run's folder instead of sending them",
+    )
+    wait_seconds: float = Field(60.0, ge=0, description="how long the end of a command waits for a slow tracker")
+
+
 class Settings(BaseSettings):
     """All settings. Add one here and it has an environment name, a line in `config show` and one in `config init`."""
 
@@ -121,9 +161,22 @@ class Settings(BaseSettings):
     eval: EvalSettings = EvalSettings()
     passages: PassageSettings = PassageSettings()
     s3: S3Settings = S3Settings()
+    clearml: ClearMLSettings = ClearMLSettings()
+    track: TrackSettings = TrackSettings()
     hf_token: SecretStr | None = Field(
         None, json_schema_extra=_named("HF_TOKEN"), description="token of the Hugging Face Hub"
     )
+
+    def secrets(self) -> tuple[str, ...]:
+        """The values of all secrets that are set, longest first: what must not stand in anything that is sent away."""
+        found = []
+        for name, field in fields():
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            if is_secret(field) and value is not None:
+                found.append(value.get_secret_value())
+        return tuple(sorted(filter(None, found), key=len, reverse=True))
 
     @classmethod
     def settings_customise_sources(
@@ -267,6 +320,17 @@ def other_names(field: FieldInfo) -> tuple[str, ...]:
     extra = field.json_schema_extra
     names = extra.get("names") if isinstance(extra, dict) else None
     return tuple(map(str, names)) if isinstance(names, tuple) else ()
+
+
+def named_environment(model: BaseModel) -> dict[str, str]:
+    """Settings under the names that ClearML's library reads, wherever they came from; without those that are unset."""
+    found = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        text = value.get_secret_value() if isinstance(value, SecretStr) else "" if value is None else str(value)
+        if text and (named := env_name(name, field)).startswith("CLEARML_"):
+            found[named] = text
+    return found
 
 
 def is_secret(field: FieldInfo) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from slmx import __version__
-from slmx.eval import prompts
+from slmx.eval import prompts, tracked
 from slmx.eval.journal import NAME as JOURNAL, Journal, locked, open_journal, read_predictions
 from slmx.eval.machine import machine, versions
 from slmx.eval.metrics import METRICS
@@ -27,7 +27,9 @@ from slmx.records import Completion, Passage, Prediction, Question, Record, Requ
 from slmx.retrieve.metrics import answer_coverage_at_k, evaluate_rankings
 from slmx.signals import Stop
 from slmx.text import normaliser_for
-from slmx.track.memory import MIB, MemoryLog
+from slmx.track.gpus import MIB
+from slmx.track.memory import MemoryLog
+from slmx.track.trackers import Trackers
 
 RUN_FILE = "run.json"
 FORMAT = 1  # of run.json and the journal; raised when an old run could not be continued
@@ -58,7 +60,9 @@ class CellWork:
     seed: int
     index_bytes: int
     retrieve_seconds: float
+    retrieve_joules: float
     memory: MemoryLog
+    trackers: Trackers
     overwrite: bool
 
 
@@ -80,6 +84,8 @@ class Session(Record, frozen=True, omit_defaults=False):
     new_tokens: int
     generate_seconds: float
     load_seconds: float
+    load_joules: float = 0.0
+    generate_joules: float = 0.0
 
 
 class RunFile(Record, frozen=True, omit_defaults=False):
@@ -98,7 +104,7 @@ class RunFile(Record, frozen=True, omit_defaults=False):
     machine: dict[str, Any]
     created: str
     sessions: list[Session] = []
-    cost: dict[str, float] = {}
+    cost: dict[str, Any] = {}
     finished: bool = False
 
 
@@ -120,12 +126,18 @@ def run_cell(work: CellWork, generator: Generator, *, stop: Stop, listen: Listen
         with locked(folder):
             shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with run_log(folder / "run.log", listen, work.history) as told, work.memory.fresh().sampling() as memory:
+    with (
+        work.trackers.run(tracked.run_of(folder, work.options, configuration)) as tracker,
+        run_log(folder / "run.log", listen, work.history, also=tracker.text) as told,
+        work.memory.fresh().sampling() as memory,
+    ):
         run_file = _start(folder, work, generator, requests, configuration, identity)
         planned = [[requests[i].question.question_id for i in batch] for batch in run_file.batches]
         with open_journal(folder, planned) as journal:
             run_file = _answer(work, generator, requests, folder, run_file, journal, memory, stop, told)
             results = _finish(work, generator, folder, run_file, memory)
+        if tracker:
+            tracked.report(tracker, folder, results, memory.record())
     return CellRun(cell=work.cell, folder=str(folder), results=results, had_finished=False)
 
 
@@ -229,8 +241,9 @@ def _answer(
     answered = sum(len(batch) for batch in run_file.batches[:first])
     if first:
         listen(Notice(f"{folder.name}: going on after {answered} of {len(requests)} questions"))
+    unloaded = memory.mark("model", "before_load")
     load_seconds = 0.0 if journal.finished else generator.load()
-    memory.mark("model", "before_generate")
+    loaded = memory.mark("model", "before_generate")
     begin, tokens, here = time.perf_counter(), 0, 0
     for batch in run_file.batches[first:]:
         if stop.asked:
@@ -243,7 +256,8 @@ def _answer(
         seconds = time.perf_counter() - begin
         note = f"{here / seconds:.1f} questions/s" + (f", {tokens / seconds:.0f} tokens/s" if tokens else "")
         listen(Progress(folder.name, answered + here, len(requests), "questions", note))
-    memory.mark("model", "after_generate")
+        work.trackers.scalars(answered + here, tracked.speed(here, tokens, seconds) | memory.latest())
+    generated = memory.mark("model", "after_generate")
     session = Session(
         started=_now(),
         batches=journal.done - first,
@@ -251,6 +265,8 @@ def _answer(
         new_tokens=tokens,
         generate_seconds=time.perf_counter() - begin,
         load_seconds=load_seconds,
+        load_joules=round(loaded - unloaded, 2),
+        generate_joules=round(generated - loaded, 2),
     )
     run_file = msgspec.structs.replace(run_file, sessions=[*run_file.sessions, session])
     write_json(folder / RUN_FILE, run_file)
@@ -336,10 +352,11 @@ def _derive(work: CellWork, folder: Path, run_file: RunFile, also: Sequence[str]
     return results
 
 
-def _cost(work: CellWork, generator: Generator, run_file: RunFile, memory: MemoryLog) -> dict[str, float]:
-    """Durations, sizes and peaks under the names of results.json. Seconds, bytes, MiB and watts."""
+def _cost(work: CellWork, generator: Generator, run_file: RunFile, memory: MemoryLog) -> dict[str, Any]:
+    """Durations, sizes, peaks and energy under the names of results.json. Seconds, bytes, MiB, watts and joules."""
     generating = sum(session.generate_seconds for session in run_file.sessions)
     answered = sum(session.questions for session in run_file.sessions)
+    joules = sum(session.generate_joules for session in run_file.sessions) + work.retrieve_joules
     size = generator.size_bytes()
     return {
         "duration_seconds": round(generating + work.retrieve_seconds, 3),
@@ -353,6 +370,11 @@ def _cost(work: CellWork, generator: Generator, run_file: RunFile, memory: Memor
         "retriever_index_size_bytes": work.index_bytes,
         "retriever_index_size_mb": round(work.index_bytes / MIB, 2),
         **memory.peak_usage,
+        **memory.utilization(),
+        "energy_joules": round(joules, 2),
+        "energy_joules_per_question": round(joules / len(work.questions), 4),
+        "energy_load_joules": sum(session.load_joules for session in run_file.sessions),
+        "energy_source": memory.energy_source(),
     }
 
 

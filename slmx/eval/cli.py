@@ -89,6 +89,8 @@ def run(
     data_dir: options.DataDir = None,
     cache_dir: options.CacheDir = None,
     output_dir: options.OutputDir = None,
+    clearml: options.ClearML = None,
+    tensorboard: options.TensorBoard = None,
     name: Annotated[str, typer.Option("--name", help="A folder between the output folder and the cells.")] = "",
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
@@ -103,8 +105,10 @@ def run(
     from slmx.eval import report_table
     from slmx.eval.run import RunOptions, plan_run, run as run_plan
     from slmx.signals import stopping
+    from slmx.track.trackers import chosen_trackers, open_trackers
 
     known = settings.load_with_hub_token()
+    track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard)
     asked = RunOptions(
         models=model,
         dataset=dataset or known.eval.dataset,
@@ -147,8 +151,8 @@ def run(
         console.result(planned.plan, report_table.render_plan)
         return
     console.show(report_table.render_plan(planned.plan))
-    with stopping(console.note) as stop, console.listening() as listen:
-        report = run_plan(planned, stop=stop, listen=listen)
+    with stopping(console.note) as stop, console.listening() as listen, open_trackers(track, listen) as trackers:
+        report = run_plan(planned, stop=stop, listen=listen, trackers=trackers)
     console.result(report, report_table.render_report)
     report.check()
 

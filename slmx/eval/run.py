@@ -29,6 +29,7 @@ from slmx.retrieve.opening import open_retriever
 from slmx.retrieve.retrievers import RETRIEVERS, Retriever, find_passages, find_preset, model_name
 from slmx.signals import Stop
 from slmx.track.memory import MemoryLog
+from slmx.track.trackers import NO_TRACKERS, Trackers
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Found:
     fingerprint: Mapping[str, Any]
     index_bytes: int
     seconds: float
+    joules: float
     same_corpus: bool
 
 
@@ -172,8 +174,8 @@ def _dataset(options: RunOptions, name: str, listen: Listener) -> Dataset:
     )
 
 
-def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport:
-    """Run the whole plan; cells that are finished already are read, not run.
+def run(planned: Planned, *, stop: Stop, listen: Listener = nobody, trackers: Trackers = NO_TRACKERS) -> RunReport:
+    """Run the whole plan; cells that are finished already are read, not run. Each cell is one run of the trackers.
 
     Raises:
         SlmxError: with exit code 130 or 143 when `stop` was asked for, after the batch at hand was saved.
@@ -196,7 +198,7 @@ def run(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> RunReport
     for generator in generators:
         try:
             for cell in (cell for cell in plan.cells if cell.model == generator.name):
-                work = _work(planned, cell, found, passages, memory)
+                work = _work(planned, cell, found, passages, memory, trackers)
                 done.append(run_cell(work, generator, stop=stop, listen=listen))
         finally:
             generator.close()
@@ -208,13 +210,13 @@ def _retrieve_all(planned: Planned, memory: MemoryLog, listen: Listener) -> dict
     options, questions = planned.options, planned.questions
     found: dict[str, Found] = {}
     for name in dict.fromkeys(cell.retriever for cell in planned.plan.cells if cell.retriever):
-        begin = time.perf_counter()
+        begin, joules = time.perf_counter(), memory.mark("retriever", "before_load")
         oracle = name == "oracle"
         retriever = _open(planned, name, listen)
         depth = max(len(q.gold.at(options.oracle)) for q in questions) if oracle else max(options.ks)
         memory.mark("retriever", "before_retrieve")
         rankings = retriever.search(questions, max(depth, 1), listen=listen)
-        memory.mark("retriever", "after_retrieve")
+        joules = memory.mark("retriever", "after_retrieve") - joules
         seconds = time.perf_counter() - begin
         listen(Notice(f"{name}: {len(questions)} questions retrieved in {seconds:.1f} s"))
         found[name] = Found(
@@ -222,6 +224,7 @@ def _retrieve_all(planned: Planned, memory: MemoryLog, listen: Listener) -> dict
             fingerprint=retriever.fingerprint(),
             index_bytes=retriever.index_bytes(),
             seconds=seconds,
+            joules=joules,
             same_corpus=oracle or not options.corpus,
         )
     return found
@@ -265,6 +268,7 @@ def _work(
     found: Mapping[str, Found],
     passages: Mapping[tuple[str, str], Passage],
     memory: MemoryLog,
+    trackers: Trackers,
 ) -> CellWork:
     """Everything that one cell needs, gathered."""
     options, questions, dataset = planned.options, planned.questions, planned.dataset
@@ -296,6 +300,8 @@ def _work(
         seed=options.seed,
         index_bytes=one.index_bytes if one else 0,
         retrieve_seconds=one.seconds if one else 0.0,
+        retrieve_joules=one.joules if one else 0.0,
         memory=memory,
+        trackers=trackers,
         overwrite=options.overwrite,
     )

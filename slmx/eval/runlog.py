@@ -15,15 +15,22 @@ EVERY_SECONDS = 5.0
 
 
 @contextmanager
-def run_log(path: Path, listen: Listener, history: Sequence[Told] = ()) -> Iterator[Listener]:
+def run_log(
+    path: Path, listen: Listener, history: Sequence[Told] = (), also: Callable[[str], None] = lambda _line: None
+) -> Iterator[Listener]:
     """A listener that passes everything on to `listen` and appends it to the log; how a failed run ended, too.
 
-    `history` is what was told before the cell began: it stands first in the log.
+    `history` is what was told before the cell began: it stands first in the log. `also` gets every line of it.
     """
     with path.open("a", encoding="utf-8", buffering=1) as log:
-        recorder = Recorder(listen, lambda line: log.write(f"{line.stamp} {line.text}\n"))
-        for line in history:
+
+        def keep(line: Told) -> None:
             log.write(f"{line.stamp} {line.text}\n")
+            also(f"{line.stamp} {line.text}")
+
+        recorder = Recorder(listen, keep)
+        for line in history:
+            keep(line)
         try:
             yield recorder
         except BaseException as error:

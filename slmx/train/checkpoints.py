@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,24 +20,29 @@ from slmx.records import Record
 from slmx.train.sampling import State
 
 if TYPE_CHECKING:
-    import torch
-
     from slmx.train.towers import Tower
+    from slmx.train.update import Update
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 MODEL = "model"
+WEIGHTS = "weights.safetensors"  # in place of a model: those of slmx.train.loop
+S = TypeVar("S")
 
 
 class RunState(Record, frozen=True):
-    """Where a run stands after `step` steps, what it is, and its best checkpoint so far (`best_step` 0: none)."""
+    """Where a run stands after `step` steps, what it is, and its best checkpoint so far (`best_step` 0: none).
+
+    `numbers` are those of the update (`slmx.train.update.Update.numbers`).
+    """
 
     step: int
     identity: dict[str, Any]
     sampler: State
     best_step: int = 0
     best_score: float = 0.0
+    numbers: dict[str, Any] = {}
 
 
 def folder_of(save_dir: Path, step: int) -> Path:
@@ -45,18 +50,41 @@ def folder_of(save_dir: Path, step: int) -> Path:
     return save_dir / "checkpoints" / f"step_{step}"
 
 
-def save(save_dir: Path, state: RunState, tower: Tower, optimizer: torch.optim.Optimizer) -> Path:
+def save(save_dir: Path, state: RunState, tower: Tower, update: Update) -> Path:
     """Write the checkpoint of `state.step`; RefusedError when it is there already."""
     from safetensors.torch import save_file
 
-    path = folder_of(save_dir, state.step)
-    with whole_folder(path, marker=MANIFEST) as made:
-        tower.save(made / MODEL)
-        save_file(_moments(tower, optimizer), made / OPTIMIZER)
+    def fill(made: Path) -> None:
+        with update.shown():
+            tower.save(made / MODEL)
+        save_file(update.tensors(), made / OPTIMIZER)
         write_json(made / STATE, state)
-        files = sorted(file for file in made.rglob("*") if file.is_file())
-        write_json(made / MANIFEST, {file.relative_to(made).as_posix(): hash_file(file) for file in files})
-    _flush(path.parent)
+
+    return write(folder_of(save_dir, state.step), fill)
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the checkpoint `path` of the files that `fill` puts into a folder, and a manifest with their hashes.
+
+    Raises:
+        RefusedError: it is there already.
+        SlmxError: it could not be written (a full disk); those before it stay.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with whole_folder(path, marker=MANIFEST) as made:
+            fill(made)
+            files = sorted(file for file in made.rglob("*") if file.is_file())
+            write_json(made / MANIFEST, {file.relative_to(made).as_posix(): hash_file(file) for file in files})
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        last = latest(path.parent.parent)
+        kept = f"{last} is whole." if last else "There is none before it."
+        raise SlmxError(
+            f"The checkpoint {path} could not be written: {error}. {kept}",
+            hint="Make room, then the same command with --resume goes on." if last else "Make room, then begin anew.",
+        ) from error
     return path
 
 
@@ -68,41 +96,34 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _moments(tower: Tower, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by the names of the weights, so that nothing is pickled."""
-    return {
-        f"{key}.{name}": value.contiguous()
-        for name, weight in tower.named_weights()
-        for key, value in optimizer.state.get(weight, {}).items()
-    }
-
-
 def read(path: Path) -> RunState:
-    """The state of a checkpoint whose files are as they were written; SlmxError names one that is not."""
+    """The state of a checkpoint; SlmxError as `check`."""
+    return read_state(path, RunState)
+
+
+def read_state(path: Path, kind: type[S]) -> S:
+    """The state of a checkpoint, of whatever kind of training; SlmxError as `check`."""
+    check(path)
+    return msgspec.convert(read_json(path / STATE), kind)
+
+
+def check(path: Path) -> None:
+    """Are the files of a checkpoint as they were written? SlmxError names one that is not."""
     manifest = read_json(path / MANIFEST)
     for name, wanted in manifest.items():
         file = path / name
         if not file.is_file() or hash_file(file) != wanted:
             raise SlmxError(f"The checkpoint {path} is damaged: {name}.", hint="Remove it; --resume takes one before.")
-    return msgspec.convert(read_json(path / STATE), RunState)
 
 
-def restore(path: Path, tower: Tower, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and AdamW's state of a checkpoint into a model and its optimizer."""
+def restore(path: Path, state: RunState, tower: Tower, update: Update) -> None:
+    """Put weights and the optimizer's state of a checkpoint into a model and its update."""
     from safetensors.torch import load_file
 
     from slmx.train.towers import warm_start
 
     warm_start(tower.model, path / MODEL)
-    moments = load_file(path / OPTIMIZER)
-    by_weight: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in moments.items():
-        key, _, weight_name = name.partition(".")
-        by_weight.setdefault(weight_name, {})[key] = value
-    for name, weight in tower.named_weights():
-        # AdamW keeps its step counter on the CPU, whatever the device of the weight.
-        own = by_weight.get(name, {})
-        optimizer.state[weight] = {k: v if k == "step" else v.to(weight.device) for k, v in own.items()}
+    update.restore(load_file(path / OPTIMIZER), state.numbers)
 
 
 def latest(save_dir: Path) -> Path | None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slmx import options
 from slmx.group import Group
 from slmx.train import cli_lm
+
+if TYPE_CHECKING:
+    from slmx.train.plan import TrainOptions
+    from slmx.train.ranks import Ranks
 
 app = Group("train", "Pairs in, weights out.")
 
@@ -43,16 +47,23 @@ def retriever(
         str, typer.Option("--sampling", help="mixed (by item), alternate (batches in turn), weighted-alternate.")
     ] = "mixed",
     loss: Annotated[
-        str, typer.Option("--loss", help="mnrl, cached-mnrl, symmetric-mnrl, triplet, margin-mse.")
+        str, typer.Option("--loss", help="mnrl, cached-mnrl, symmetric-mnrl, gist, triplet, margin-mse.")
     ] = "mnrl",
+    guide: Annotated[str, typer.Option("--guide", help="The model that filters false negatives in gist.")] = "",
+    matryoshka_dims: Annotated[
+        str, typer.Option("--matryoshka-dims", help="Train vectors cut to these sizes as well: 384,192,96.")
+    ] = "",
     scale: Annotated[
         float | None, typer.Option("--scale", help="Times the similarity.", show_default="20; dot product: 1")
     ] = None,
     pooling: Annotated[str, typer.Option("--pooling", help="mean, cls, max.", show_default="the model's")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs a step.")] = 64,
     mini_batch_tokens: Annotated[
-        int, typer.Option("--mini-batch-tokens", min=1, help="Tokens that are encoded at a time.")
-    ] = 4096,
+        int | None,
+        typer.Option(
+            "--mini-batch-tokens", min=1, help="Tokens that are encoded at a time.", show_default="by the device"
+        ),
+    ] = None,
     negatives: Annotated[int, typer.Option("--negatives", min=0, help="Hard negatives a pair, at most.")] = 4,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="1 epoch")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
@@ -65,11 +76,23 @@ def retriever(
     max_passage_length: Annotated[
         int | None, typer.Option("--max-passage-length", min=3, help="Tokens.", show_default="the model's")
     ] = None,
-    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put before a query; kept in the model.")] = "",
-    passage_prompt: Annotated[str, typer.Option("--passage-prompt", help="Put before a passage.")] = "",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", help="Put before the texts and kept in the model: 'query=query: ' 'passage=…'."),
+    ] = None,
+    average: Annotated[
+        float, typer.Option("--average", min=0.0, help="Save a moving average of the weights; 0.99 of it stays a step.")
+    ] = 0.0,
+    start_share: Annotated[
+        float, typer.Option("--start-share", min=0.0, help="The share of the weights before training in the result.")
+    ] = 0.0,
     bf16: Annotated[
         bool | None, typer.Option("--bf16/--no-bf16", help="Multiply in bf16.", show_default="where the chip has it")
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Multiply in fp16, with scaled gradients; on a GPU.")] = False,
+    gpus: options.Gpus = "",
+    num_gpus: options.NumGpus = None,
+    num_workers: Annotated[int, typer.Option("--num-workers", min=0, help="Batches that are made ahead.")] = 1,
     val_datasets: Annotated[
         list[str] | None, typer.Option("--val-datasets", help="BEIR names or folders; nDCG@10 chooses the checkpoint.")
     ] = None,
@@ -85,6 +108,9 @@ def retriever(
         Path | None, typer.Option("--checkpoint-path", help="Begin with the weights of this folder.")
     ] = None,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept beside the best.")] = 2,
+    push_to_hub: Annotated[
+        str, typer.Option("--push-to-hub", help="At the end, put the model on the Hub under this id.", metavar="ID")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
     seed: options.Seed = None,
     device: options.Device = None,
@@ -97,11 +123,11 @@ def retriever(
 
     Example: `slmx train retriever --data-dirs scifact pairs --weights 1,2 --steps 200 --save-dir mine`
     """
-    from slmx import console, settings
-    from slmx.signals import stopping
-    from slmx.train.plan import TrainOptions, parse_weights, plan_training, render_plan
+    from slmx import settings
+    from slmx.train.plan import TrainOptions, parse_dims, parse_prompts, parse_weights
 
     known = settings.load_with_hub_token()
+    before = parse_prompts(prompts or [])
     asked = TrainOptions(
         data_dirs=tuple(data_dirs),
         save_dir=save_dir,
@@ -112,6 +138,8 @@ def retriever(
         weights=parse_weights(weights),
         sampling=sampling,
         loss=loss,
+        guide=guide,
+        matryoshka_dims=parse_dims(matryoshka_dims),
         scale=scale,
         pooling=pooling,
         batch_size=batch_size,
@@ -124,9 +152,13 @@ def retriever(
         weight_decay=weight_decay,
         max_query_length=max_query_length,
         max_passage_length=max_passage_length,
-        query_prompt=query_prompt,
-        passage_prompt=passage_prompt,
+        query_prompt=before["query"],
+        passage_prompt=before["passage"],
+        average=average,
+        start_share=start_share,
         bf16=bf16,
+        fp16=fp16,
+        num_workers=num_workers,
         device=device or known.device,
         val_check_interval=val_check_interval,
         val_datasets=tuple(val_datasets or ()),
@@ -134,22 +166,56 @@ def retriever(
         hold_out=hold_out,
         checkpoint_path=checkpoint_path,
         keep=keep,
+        push_to_hub=push_to_hub,
         resume=resume,
         overwrite=overwrite,
         seed=known.seed if seed is None else seed,
         command=" ".join(["slmx", *sys.argv[1:]]),
     )
+    if dry_run:
+        _show_plan(asked)
+        return
+    from slmx.train import ranks
+
+    devices = ranks.devices(asked.device, gpus, num_gpus)
+    if len(devices) > 1 and not ranks.inside():
+        _show_plan(asked, on_the_way=True)  # what is wrong is said once, before any process starts
+        ranks.launch(len(devices), sys.argv[1:])
+        return
+    with ranks.joined(devices) as joined:
+        _train(asked, joined)
+
+
+def _show_plan(asked: TrainOptions, *, on_the_way: bool = False) -> None:
+    from slmx import console
+    from slmx.train.plan import plan_training, render_plan
+
     with console.listening() as listen:
         planned = plan_training(asked, listen)
-    if dry_run:
+    if on_the_way:
+        console.show(render_plan(planned.plan))
+    else:
         console.result(planned.plan, render_plan)
-        return
-    console.show(render_plan(planned.plan))
+
+
+def _train(asked: TrainOptions, joined: Ranks) -> None:
+    """Plan and train in this process; rank 0 alone speaks, and says nothing of the plan that its parent has shown."""
+    from slmx import console
+    from slmx.events import nobody
+    from slmx.signals import stopping
+    from slmx.train.plan import plan_training, render_plan
     from slmx.train.retriever import render_report, train
 
+    if joined.world > 1:
+        planned = plan_training(asked, nobody)
+    else:
+        with console.listening() as listen:
+            planned = plan_training(asked, listen)
+        console.show(render_plan(planned.plan))
     with stopping() as stop, console.listening() as listen:
-        report = train(planned, stop=stop, listen=listen)
-    console.result(report, render_report)
+        report = train(planned, stop=stop, listen=listen, ranks=joined)
+    if joined.main:
+        console.result(report, render_report)
 
 
 app.registered_commands += cli_lm.app.registered_commands

@@ -16,6 +16,7 @@ from torch.nn import functional
 from slmx.train.pairs import Pair, key_of
 
 Similarity = Literal["cosine", "dot"]
+Vectors = tuple[torch.Tensor, torch.Tensor]  # of queries and of passages
 TRIPLET_MARGIN = {"cosine": 0.3, "dot": 5.0}
 
 
@@ -123,18 +124,65 @@ def _own(scores: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
     return scores[owner, owner], scores[owner, places], true
 
 
-LOSSES = ("mnrl", "cached-mnrl", "symmetric-mnrl", "triplet", "margin-mse")
+def gist(
+    queries: torch.Tensor, passages: torch.Tensor, guide: Vectors, batch: Batch, scale: float, similarity: Similarity
+) -> torch.Tensor:
+    """Guided selection of negatives (GISTEmbed, Solatorio 2024): what the guide holds nearer than the positive is out.
+
+    Beside the passages, a query's own candidates are the other queries and, from its positive, the other positives.
+
+    Args:
+        guide: the guide model's vectors of the same queries and passages.
+    """
+    size = len(batch.queries)
+    own = torch.arange(size, device=queries.device)
+
+    def candidates(asked: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        tables = ((asked, found), (asked, asked), (found[:size], found[:size]))
+        return torch.cat([similarities(left, right, similarity) for left, right in tables], dim=1)
+
+    scores = candidates(queries, passages)
+    with torch.no_grad():
+        guided = candidates(*guide)
+    left_out = guided > guided[own, own].unsqueeze(1)
+    known = batch.false_negative.to(queries.device)
+    itself = torch.eye(size, dtype=torch.bool, device=queries.device)
+    left_out |= torch.cat([known, itself, known[:, :size] | itself], dim=1)
+    left_out[own, own] = False
+    return functional.cross_entropy((scale * scores).masked_fill(left_out, float("-inf")), own)
+
+
+LOSSES = ("mnrl", "cached-mnrl", "symmetric-mnrl", "gist", "triplet", "margin-mse")
 NEED_NEGATIVES = ("triplet", "margin-mse")
 
 
 def loss_of(
-    name: str, queries: torch.Tensor, passages: torch.Tensor, batch: Batch, *, scale: float, similarity: Similarity
+    name: str,
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    batch: Batch,
+    *,
+    scale: float,
+    similarity: Similarity,
+    guide: Vectors | None = None,
+    dims: Sequence[int] = (),
 ) -> torch.Tensor:
     """The loss that goes by `name`, from the vectors of a batch: a scalar in fp32.
 
-    `scale` multiplies similarities in the ranking losses, and in margin-mse, where it brings them to the teacher's
-    range.
+    Args:
+        scale: multiplies similarities in the ranking losses, and in margin-mse, where it brings them to the teacher's
+            range.
+        guide: a guide model's vectors, for gist.
+        dims: the loss is the sum of those of the vectors' first numbers, so many each time (Matryoshka, Kusupati et
+            al. 2022); none: of the whole vectors.
     """
+    if dims:
+        cut = [(queries[:, :dim], passages[:, :dim]) for dim in dims]
+        losses = [loss_of(name, *own, batch, scale=scale, similarity=similarity, guide=guide) for own in cut]
+        return torch.stack(losses).sum()
+    if name == "gist":
+        assert guide is not None  # checked before training starts
+        return gist(queries, passages, guide, batch, scale, similarity)
     scores = similarities(queries, passages, similarity)
     if name == "triplet":
         return triplet(scores, batch, TRIPLET_MARGIN[similarity])

@@ -81,6 +81,17 @@ class TrainSet:
         block = self._file.get_batch(place // ROWS)
         return msgspec.json.decode(block.column(0)[place % ROWS].as_buffer(), type=Example)
 
+    @property
+    def stored(self) -> int:
+        """Pairs in the file; those that `without` took out are still there."""
+        return int(sum(self._file.get_batch(number).num_rows for number in range(self._file.num_record_batches)))
+
+    def blocks(self) -> Iterator[list[Example]]:
+        """All stored pairs in their order, a block of the file at a time."""
+        for number in range(self._file.num_record_batches):
+            column = self._file.get_batch(number).column(0)
+            yield [msgspec.json.decode(cell.as_buffer(), type=Example) for cell in column]
+
     def without(self, query_keys: Collection[int]) -> TrainSet:
         """The same set without the pairs of some queries."""
         import numpy as np

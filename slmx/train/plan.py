@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, nobody
@@ -27,8 +31,9 @@ class TrainOptions:
     """What the command line asks for; the defaults are those of the command.
 
     `steps` and `epochs` are two ways to say how long; neither: one epoch. `warmup` below 1 is a share of the steps.
-    `scale` None: 20 for cosine similarity, 1 for dot product. `val_check_interval` None: a tenth of the steps, at
-    least 10.
+    `scale` None: 20 for cosine similarity, 1 for dot product. `mini_batch_tokens` None: what fits the device.
+    `val_check_interval` None: a tenth of the steps, at least 10. `average` and `start_share`: see
+    `slmx.train.update.Update`.
     `hold_out` is the share of the validation split's questions that judge and are kept out of training; 0: all of them
     judge, and none is kept out.
     """
@@ -45,7 +50,7 @@ class TrainOptions:
     scale: float | None = None
     pooling: str = ""
     batch_size: int = 64
-    mini_batch_tokens: int = 4096
+    mini_batch_tokens: int | None = None
     negatives: int = 4
     steps: int | None = None
     epochs: float | None = None
@@ -57,6 +62,12 @@ class TrainOptions:
     query_prompt: str = ""
     passage_prompt: str = ""
     bf16: bool | None = None
+    fp16: bool = False
+    guide: str = ""
+    matryoshka_dims: tuple[int, ...] = ()
+    average: float = 0.0
+    start_share: float = 0.0
+    num_workers: int = 1
     device: str = "auto"
     val_check_interval: int | None = None
     val_datasets: tuple[str, ...] = ()
@@ -64,6 +75,7 @@ class TrainOptions:
     hold_out: float = 0.0
     checkpoint_path: Path | None = None
     keep: int = 2
+    push_to_hub: str = ""
     resume: bool = False
     overwrite: bool = False
     seed: int = 0
@@ -112,6 +124,7 @@ class Planned:
     sampler: Sampler
     plan: Plan
     leaks: list[Leak] = field(default_factory=list)
+    guide: Path | None = None
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
@@ -121,6 +134,45 @@ def parse_weights(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in parts)
     except ValueError:
         raise UsageError(f"--weights takes numbers, not {text!r}.", hint="--weights 33,33,34") from None
+
+
+def parse_dims(text: str) -> tuple[int, ...]:
+    """The value of --matryoshka-dims ("384,192"); UsageError names what is no number."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--matryoshka-dims takes whole numbers, not {text!r}.", hint="--matryoshka-dims 384,192,96")
+    return tuple(map(int, parts))
+
+
+def parse_prompts(values: Sequence[str]) -> dict[str, str]:
+    """The values of --prompts: `query=…` and `passage=…` (also document=…), each or both in one, or a JSON object.
+
+    Raises:
+        UsageError: something else.
+    """
+    told: dict[str, str] = {}
+    for value in values:
+        found = _mapping(value) if value.lstrip().startswith("{") else _assignments(value)
+        if found is None:
+            raise UsageError(
+                f"--prompts takes query=… and passage=…, not {value!r}.",
+                hint="""--prompts 'query=query: ' 'passage=passage: ', or '{"query": "query: "}'""",
+            )
+        told |= {"passage" if role == "document" else role: prompt for role, prompt in found.items()}
+    return {"query": told.get("query", ""), "passage": told.get("passage", "")}
+
+
+def _assignments(value: str) -> dict[str, str] | None:
+    parts = re.split(r"(?:^|,)(query|passage|document)=", value)
+    return dict(zip(parts[1::2], parts[2::2], strict=True)) if len(parts) > 1 and not parts[0].strip() else None
+
+
+def _mapping(value: str) -> dict[str, str] | None:
+    try:
+        found = msgspec.json.decode(value, type=dict[str, str])
+    except msgspec.DecodeError:
+        return None
+    return found if found.keys() <= {"query", "passage", "document"} else None
 
 
 def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
@@ -157,7 +209,19 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
     prompts = (options.query_prompt or preset.query_prompt, options.passage_prompt or preset.passage_prompt)
     shown = name if Path(options.model).expanduser().is_dir() else preset.model
     plan = _plan(options, shown, folder, sets, sampler.shares, val_sets, leaks)
-    return Planned(options, folder, prompts, sets, val_sets, known_positives(sets), sampler, plan, leaks)
+    guide = _guide(options.guide, listen) if options.loss == "gist" else None
+    return Planned(options, folder, prompts, sets, val_sets, known_positives(sets), sampler, plan, leaks, guide)
+
+
+def _guide(name: str, listen: Listener) -> Path:
+    """The folder of a guide model, found as every dense model is."""
+    from slmx.models.encoders import resolve
+    from slmx.retrieve.retrievers import find_preset
+
+    _, preset = find_preset(name)
+    if preset.retriever != "dense":
+        raise UsageError(f"{name} makes no vectors to guide by.", hint="Give a dense preset, a folder or a Hub id.")
+    return resolve(preset.model, preset.package, listen=listen)
 
 
 def _check(options: TrainOptions) -> None:
@@ -173,6 +237,13 @@ def _check(options: TrainOptions) -> None:
         raise UsageError("No training data is named.", hint="--data-dirs FOLDER …")
     if options.steps is not None and options.epochs is not None:
         raise UsageError("--steps and --epochs both say how long.", hint="Give one of them.")
+    if (options.loss == "gist") != bool(options.guide):
+        raise UsageError(
+            "--loss gist is guided by a model, and no other loss is.", hint="--loss gist --guide MODEL, or neither."
+        )
+    for name, share in (("--average", options.average), ("--start-share", options.start_share)):
+        if not 0 <= share < 1:
+            raise UsageError(f"{name} is a share below 1, not {share:g}.", hint=f"{name} 0.5")
     if options.hold_out and not options.val_datasets:
         raise UsageError(
             "--hold-out needs questions to hold out.", hint="Name them: --val-datasets … --val-split train"

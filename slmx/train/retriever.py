@@ -10,36 +10,38 @@ A step depends on (seed, step) and the weights alone, so 40 steps give the same 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from slmx.errors import RefusedError, SlmxError, UsageError
+from slmx.errors import SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.files import write_json
-from slmx.models.device import has_bf16, pick_device
-from slmx.models.encoders import content
+from slmx.models.device import dtype_name
+from slmx.models.encoders import Encoder, content
 from slmx.records import Record
 from slmx.signals import Stop
-from slmx.train import checkpoints, history
+from slmx.train import checkpoints, folder, history
+from slmx.train.batches import Batches
 from slmx.train.card import write_model
-from slmx.train.losses import loss_of, make_batch
-from slmx.train.plan import Planned, TrainOptions
+from slmx.train.gradients import add_gradients
+from slmx.train.losses import Batch, Vectors, loss_of
+from slmx.train.plan import Planned
+from slmx.train.precision import pick_precision
+from slmx.train.ranks import Ranks, joined
+from slmx.train.tokens import TokenFile, open_tokens, path_of
 from slmx.train.towers import Tower, warm_start
+from slmx.train.update import Update, learning_rate
 from slmx.train.validation import validate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-RUN_FILE = "training.json"
 LOG_EVERY = 10  # steps a row of metrics.csv
-MAX_NORM = 1.0  # of the gradient
-# What may differ between a run and its resumption: none of it changes a weight.
-NOT_IDENTITY = ("save_dir", "data_dir", "cache_dir", "data_dirs", "model", "keep", "resume", "overwrite", "command")
+PIECE_TOKENS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
 
 
 class TrainReport(Record, frozen=True, omit_defaults=False):
@@ -59,108 +61,187 @@ class TrainReport(Record, frozen=True, omit_defaults=False):
     seconds: float
 
 
-def train(planned: Planned, *, stop: Stop, listen: Listener = nobody) -> TrainReport:
+def train(planned: Planned, *, stop: Stop, listen: Listener = nobody, ranks: Ranks | None = None) -> TrainReport:
     """Train what was planned, or go on with it.
+
+    Args:
+        ranks: this process among several (`slmx.train.ranks.joined`); None: it is alone. Only rank 0 listens, validates
+            and writes.
 
     Raises:
         RefusedError: the save folder holds something and neither `resume` nor `overwrite` was asked for.
         SlmxError: the loss is not a number (the last checkpoint stays); with exit code 130 or 143 after a clean stop.
     """
+    if ranks is None:
+        with joined([planned.options.device]) as alone:
+            return train(planned, stop=stop, listen=listen, ranks=alone)
     started = time.perf_counter()
-    run = _Run(planned, listen)
-    while run.step < planned.plan.steps:
-        if stop.asked:
-            path = run.checkpoint()
-            raise stop.error(
-                f"Stopped after {run.step} of {planned.plan.steps} steps; {path} is saved.",
-                hint="The same command with --resume goes on from there.",
-            )
-        run.one_step()
-        if run.step % run.interval == 0 or run.step == planned.plan.steps:
-            run.validate()
-            run.checkpoint()
-    return run.finish(started)
+    run = _Run(planned, ranks, listen if ranks.main else nobody)
+    try:
+        while run.step < planned.plan.steps:
+            if signal := ranks.highest(stop.signal):
+                stop.signal = signal
+                path = ranks.once(run.checkpoint)
+                raise ranks.shared(
+                    stop.error(
+                        f"Stopped after {run.step} of {planned.plan.steps} steps; {path} is saved.",
+                        hint="The same command with --resume goes on from there.",
+                    )
+                )
+            run.one_step()
+            if run.step % run.interval == 0 or run.step == planned.plan.steps:
+                ranks.once(run.validate)
+                ranks.once(run.checkpoint)
+    finally:
+        run.batches.close()
+    return ranks.once(lambda: run.finish(started))
 
 
 class _Run:
-    """The state of a run in this process: weights, optimizer, sampler, and what was best so far."""
+    """The state of a run in this process: weights, optimizer, batches, and what was best so far."""
 
-    def __init__(self, planned: Planned, listen: Listener) -> None:
+    def __init__(self, planned: Planned, ranks: Ranks, listen: Listener) -> None:
         options = planned.options
-        self.planned, self.listen = planned, listen
+        self.planned, self.ranks, self.listen = planned, ranks, listen
         self.interval = options.val_check_interval or max(10, planned.plan.steps // 10)
-        device = pick_device(options.device)
-        bf16 = has_bf16(device) if options.bf16 is None else options.bf16
-        self.identity = _identity(planned, bf16)
+        dtype = pick_precision(ranks.device, bf16=options.bf16, fp16=options.fp16)
+        self.piece_tokens = options.mini_batch_tokens or PIECE_TOKENS[ranks.device.type]
+        self.identity = folder.identity(
+            planned, device=ranks.device.type, dtype=dtype_name(dtype), piece_tokens=self.piece_tokens
+        )
         self.tower = Tower(
             planned.folder,
-            device=device,
-            bf16=bf16,
+            device=ranks.device,
+            dtype=dtype,
             pooling=options.pooling,
             query_prompt=planned.prompts[0],
             passage_prompt=planned.prompts[1],
             query_length=options.max_query_length,
             passage_length=options.max_passage_length,
-            piece_tokens=options.mini_batch_tokens,
         )
-        if options.checkpoint_path is not None:
-            folder = options.checkpoint_path
-            warm_start(self.tower.model, folder / "model" if (folder / "model").is_dir() else folder)
-        resumed = _prepare_folder(options)  # not before the model is open: what cannot run must not cost an old run
-        self.optimizer = _adamw(self.tower, options)
+        _check_dims(options.matryoshka_dims, self.tower.dimension)
+        self.guide = Encoder(planned.guide, device=str(ranks.device)) if planned.guide else None
+        if (start := options.checkpoint_path) is not None:
+            warm_start(self.tower.model, start / "model" if (start / "model").is_dir() else start)
+        # Not before the model is open: what cannot run must not cost an old run.
+        resumed = ranks.once(lambda: folder.prepare(options))
+        self.update = Update(
+            self.tower,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            average=options.average,
+            start_share=options.start_share,
+        )
         self.scale = options.scale if options.scale is not None else 20.0 if self.tower.similarity == "cosine" else 1.0
         self.step, self.best_step, self.best_score = 0, 0, -1.0
         self.history = history.History(options.save_dir / "metrics.csv", planned.plan.val_sets)
-        self._begin(resumed)
+        files = self._tokens()
+        if resumed is not None:
+            self._go_on(resumed)
+        else:
+            ranks.once(self._begin)
+        self.batches = Batches(
+            planned.sampler,
+            planned.sets,
+            files,
+            planned.known,
+            self.tower,
+            negatives=options.negatives,
+            piece_tokens=self.piece_tokens,
+            workers=options.num_workers,
+            last=planned.plan.steps,
+            seed=options.seed,
+        )
 
-    def _begin(self, resumed: Path | None) -> None:
+    def _tokens(self) -> list[TokenFile | None]:
+        """The sets' tokens: from files where each text is read once at least, or where the files are there."""
+        options, tokenizer = self.planned.options, content(self.planned.folder)["tokenizer"]
+        own = {"negatives": options.negatives, "cache_dir": options.cache_dir}
+        wanted = [
+            expected.expected >= len(one) or path_of(one, self.tower, tokenizer, **own).is_file()
+            for one, expected in zip(self.planned.sets, self.planned.plan.sets, strict=True)
+        ]
+
+        def files() -> list[TokenFile | None]:
+            return [
+                open_tokens(one, self.tower, tokenizer, listen=self.listen, **own) if chosen else None
+                for one, chosen in zip(self.planned.sets, wanted, strict=True)
+            ]
+
+        self.ranks.once(lambda: files() and None)  # rank 0 writes what is missing, then each opens it
+        return files()
+
+    def _begin(self) -> None:
         options = self.planned.options
-        if resumed is None:
-            write_json(options.save_dir / RUN_FILE, {"identity": self.identity, "plan": self.planned.plan})
-            if self.planned.leaks:
-                write_json(options.save_dir / "leaks.json", self.planned.leaks)
-            self.history.begin(0)
-            if self.planned.val_sets:
-                self.history.scores(0, self._scores())
-            return
-        state = checkpoints.read(resumed)
-        _check_same(state.identity, self.identity, resumed)
-        checkpoints.restore(resumed, self.tower, self.optimizer)
+        write_json(options.save_dir / folder.RUN_FILE, {"identity": self.identity, "plan": self.planned.plan})
+        if self.planned.leaks:
+            write_json(options.save_dir / "leaks.json", self.planned.leaks)
+        self.history.begin(0)
+        if self.planned.val_sets:
+            self.history.scores(0, self._scores())
+
+    def _go_on(self, path: Path) -> None:
+        state = checkpoints.read(path)
+        try:
+            folder.check_same(state.identity, self.identity, path)
+        except UsageError as error:
+            raise self.ranks.shared(error) from None
+        checkpoints.restore(path, state, self.tower, self.update)
         self.planned.sampler.restore(state.sampler)
         self.step, self.best_step, self.best_score = state.step, state.best_step, state.best_score
-        self.history.begin(self.step)
+        if self.ranks.main:
+            self.history.begin(self.step)
         self.listen(Notice(f"Going on after step {self.step} of {self.planned.plan.steps}."))
 
     def one_step(self) -> None:
-        """Draw a batch, add up its gradients, move the weights."""
-        planned, options, began = self.planned, self.planned.options, time.perf_counter()
-        drawn = planned.sampler.next()
-        pairs = [planned.sets[item.dataset].pair(item.row, item.passed, options.seed) for item in drawn]
-        batch = make_batch(pairs, planned.known, options.negatives)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.tower.backward(
-            batch.queries,
-            batch.passages,
+        """Take a batch, add up its gradients, move the weights."""
+        options, steps, began = self.planned.options, self.planned.plan.steps, time.perf_counter()
+        ready = self.batches.next()
+        batch, guide = ready.batch, self._guide(ready.batch)
+        self.update.forget_gradients()
+        loss = add_gradients(
+            self.tower,
+            ready.pieces,
             lambda queries, passages: loss_of(
-                options.loss, queries, passages, batch, scale=self.scale, similarity=self.tower.similarity
+                options.loss,
+                queries,
+                passages,
+                batch,
+                scale=self.scale,
+                similarity=self.tower.similarity,
+                guide=guide,
+                dims=options.matryoshka_dims,
             ),
+            queries=len(batch.queries),
             seed=options.seed,
             step=self.step,
             cached=options.loss == "cached-mnrl",
+            scale=self.update.scale,
+            ranks=self.ranks,
         )
-        norm = torch.nn.utils.clip_grad_norm_([weight for _, weight in self.tower.named_weights()], MAX_NORM)
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            raise self._not_a_number()
-        lr = learning_rate(self.step, planned.plan.steps, options.lr, options.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        lr = learning_rate(self.step, steps, options.lr, options.warmup)
+        if not math.isfinite(loss) or not self.update.apply(lr, self.step):
+            raise self.ranks.shared(self._not_a_number())
         self.step += 1
-        self.history.loss(loss, len(pairs), time.perf_counter() - began)
-        if self.step % LOG_EVERY == 0 or self.step == planned.plan.steps:
+        self.history.loss(loss, len(batch.queries), time.perf_counter() - began)
+        if self.ranks.main and (self.step % LOG_EVERY == 0 or self.step == steps):
             self.history.row(self.step, lr)
         note = f"loss {loss:.4f}, {self.history.pairs_per_second:.0f} pairs/s"
-        self.listen(Progress("train", self.step, planned.plan.steps, "steps", note))
+        self.listen(Progress("train", self.step, steps, "steps", note))
+
+    def _guide(self, batch: Batch) -> Vectors | None:
+        """The guide's vectors of a batch; each process encodes its share."""
+        if self.guide is None:
+            return None
+        rank, world = self.ranks.rank, self.ranks.world
+        found = []
+        for texts, role in ((batch.queries, "query"), (batch.passages, "passage")):
+            own = texts[rank::world]
+            made = torch.from_numpy(self.guide.encode_all(own or texts[:1], role))  # type: ignore[arg-type]
+            vectors = torch.zeros(len(texts), made.shape[1], device=self.ranks.device)
+            vectors[rank::world] = made[: len(own)].to(vectors.device)
+            found.append(self.ranks.add(vectors))
+        return found[0], found[1]
 
     def _not_a_number(self) -> SlmxError:
         last = checkpoints.latest(self.planned.options.save_dir)
@@ -174,9 +255,14 @@ class _Run:
         """nDCG@10 of the model as it stands, by validation set; dropout is off meanwhile."""
         self.tower.model.eval()
         options = self.planned.options
-        scores = validate(
-            self.tower, self.planned.val_sets, beside=options.save_dir, device=options.device, listen=self.listen
-        )
+        with self.update.shown():
+            scores = validate(
+                self.tower,
+                self.planned.val_sets,
+                beside=options.save_dir,
+                device=str(self.ranks.device),
+                listen=self.listen,
+            )
         self.tower.model.train()
         return scores
 
@@ -200,11 +286,12 @@ class _Run:
             state = checkpoints.RunState(
                 step=self.step,
                 identity=self.identity,
-                sampler=self.planned.sampler.state,
+                sampler=self.batches.state,
                 best_step=self.best_step,
                 best_score=self.best_score,
+                numbers=self.update.numbers(),
             )
-            checkpoints.save(options.save_dir, state, self.tower, self.optimizer)
+            checkpoints.save(options.save_dir, state, self.tower, self.update)
             checkpoints.prune(options.save_dir, options.keep, [self.best_step])
         return path
 
@@ -230,69 +317,13 @@ class _Run:
         )
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Up in a line over the warm-up (a share of the steps below 1, else steps), then down in a line to 0 at the end."""
-    up = warmup * steps if warmup < 1 else warmup
-    if step < up:
-        return peak * (step + 1) / (math.ceil(up) + 1)
-    return peak * (steps - step) / max(1.0, steps - up)
-
-
-def _adamw(tower: Tower, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW; biases and norms (one dimension) do not decay."""
-    weights = [weight for _, weight in tower.named_weights()]
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr)
-
-
-def _identity(planned: Planned, bf16: bool) -> dict[str, Any]:
-    """All that the weights depend on, by content."""
-    options = planned.options
-    asked = {name: getattr(options, name) for name in TrainOptions.__dataclass_fields__ if name not in NOT_IDENTITY}
-    start = options.checkpoint_path
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
-    return {
-        **plain,
-        "steps": planned.plan.steps,
-        "epochs": None,
-        "bf16": bf16,
-        "prompts": list(planned.prompts),
-        "checkpoint_path": None if start is None else str(start),
-        "device": pick_device(options.device).type,
-        "model_content": content(planned.folder),
-        "data_content": [[one.form, one.content] for one in planned.sets],
-    }
-
-
-def _check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    differing = [name for name in dict.fromkeys([*known, *wanted]) if known.get(name) != wanted.get(name)]
-    if differing:
+def _check_dims(dims: tuple[int, ...], dimension: int) -> None:
+    if dims and not 1 <= min(dims) <= max(dims) <= dimension:
+        said = ",".join(map(str, dims))
         raise UsageError(
-            f"{path} belongs to another run: {', '.join(differing)} differ.",
-            hint="Resume with the options it was started with, or begin anew in another --save-dir.",
+            f"The model's vectors have {dimension} numbers; --matryoshka-dims {said} do not fit.",
+            hint=f"--matryoshka-dims {dimension},{max(1, dimension // 2)},{max(1, dimension // 4)}",
         )
-
-
-def _prepare_folder(options: TrainOptions) -> Path | None:
-    """Make the save folder; the checkpoint to go on from, or None for a new run."""
-    folder = options.save_dir
-    filled = folder.is_dir() and any(folder.iterdir())
-    if options.resume:
-        found = checkpoints.latest(folder)
-        if found is None:
-            raise UsageError(f"There is no checkpoint in {folder}.", hint="Leave out --resume to begin.")
-        return found
-    if filled and not options.overwrite:
-        raise RefusedError(f"{folder} is not empty.", hint="--resume goes on with it, --overwrite begins anew.")
-    if filled:
-        if not (folder / RUN_FILE).is_file():
-            raise RefusedError(f"{folder} holds no training run; it is not replaced.", hint="Give another --save-dir.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
 
 
 def render_report(report: TrainReport) -> RenderableType:

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from slmx.train.forms import Example
+from slmx.train.gradients import add_gradients, cut
 from slmx.train.losses import Batch, loss_of, make_batch, margin_mse, mnrl, similarities, triplet
 from slmx.train.pairs import Pair, key_of
+from slmx.train.ranks import Ranks
 from slmx.train.towers import Tower
 
 
@@ -74,12 +76,14 @@ TEXTS = [
 
 
 def gradients(folder: Path, batch: Batch, *, cached: bool, tokens: int) -> tuple[float, torch.Tensor]:
-    tower = Tower(folder, device=torch.device("cpu"), piece_tokens=tokens)
+    tower = Tower(folder, device=torch.device("cpu"))
 
     def loss(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
         return loss_of("mnrl", queries, passages, batch, scale=20.0, similarity="cosine")
 
-    value = tower.backward(batch.queries, batch.passages, loss, seed=1, step=2, cached=cached)
+    pieces = cut(tower, tower.tokenize(batch.queries, "query"), tower.tokenize(batch.passages, "passage"), tokens)
+    settings: dict[str, Any] = {"queries": len(batch.queries), "seed": 1, "step": 2, "ranks": Ranks(tower.device)}
+    value = add_gradients(tower, pieces, loss, cached=cached, **settings)
     return value, torch.cat([w.grad.flatten() for _, w in tower.named_weights() if w.grad is not None])
 
 
@@ -94,23 +98,25 @@ def test_cached_gradients_are_the_plain_ones_with_dropout_on(encoder_folder: Pat
 
 def test_pieces_do_not_change_vectors(encoder_folder: Path) -> None:
     from slmx.models.encoders import Encoder
-    from slmx.train.towers import _in_order
 
-    tower = Tower(encoder_folder, device=torch.device("cpu"), piece_tokens=16, query_length=6)
+    tower = Tower(encoder_folder, device=torch.device("cpu"), query_length=6)
     tower.model.eval()
-    pieces = tower.pieces(TEXTS, "passage")
-    assert len(pieces) > 2
+    pieces = cut(tower, tower.tokenize(TEXTS, "query"), tower.tokenize(TEXTS, "passage"), 16)
+    passages = [piece for piece in pieces if piece.places.min() >= len(TEXTS)]
+    assert len(passages) > 2
+    vectors = torch.zeros(2 * len(TEXTS), tower.dimension)
     with torch.no_grad():
-        vectors = _in_order([tower.embed(piece, 0, 0) for piece in pieces], pieces)
+        for piece in passages:
+            vectors[piece.places] = tower.embed(piece.features, 0)
     wanted = torch.from_numpy(Encoder(encoder_folder, device="cpu", dtype="float32").encode_all(TEXTS, "passage"))
-    assert torch.allclose(torch.nn.functional.normalize(vectors), wanted, atol=1e-5)
-    assert max(piece.features["input_ids"].shape[1] for piece in tower.pieces(TEXTS, "query")) == 6
+    assert torch.allclose(torch.nn.functional.normalize(vectors[len(TEXTS) :]), wanted, atol=1e-5)
+    assert max(map(len, tower.tokenize(TEXTS, "query"))) == 6
 
 
 def test_prompts_stand_before_the_texts_and_are_kept(make_encoder: Callable[..., Path], tmp_path: Path) -> None:
     from slmx.models.encoders import Encoder
 
     tower = Tower(make_encoder(), device=torch.device("cpu"), query_prompt="the lamp ", pooling="cls")
-    assert tower.pieces(["stone"], "query")[0].features["input_ids"].shape[1] == 5
+    assert len(tower.tokenize(["stone"], "query")[0]) == 5
     tower.save(tmp_path / "saved")
     assert Encoder(tmp_path / "saved", device="cpu").prompts == {"query": "the lamp ", "passage": ""}

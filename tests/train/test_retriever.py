@@ -19,7 +19,8 @@ from slmx.events import Listener, Notice, Progress, nobody
 from slmx.signals import Stop
 from slmx.train import checkpoints
 from slmx.train.plan import TrainOptions, plan_training
-from slmx.train.retriever import TrainReport, learning_rate, train
+from slmx.train.retriever import TrainReport, train
+from slmx.train.update import learning_rate
 
 Asked = Callable[..., TrainOptions]
 

@@ -1,0 +1,86 @@
+"""The folder of a run: made, gone on with, or refused; and what the run's weights depend on, by content."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from slmx.errors import RefusedError, UsageError
+from slmx.models.encoders import content
+from slmx.train import checkpoints
+from slmx.train.plan import Planned, TrainOptions
+
+RUN_FILE = "training.json"
+# What may differ between a run and its resumption: none of it changes a weight.
+NOT_IDENTITY = (
+    *("save_dir", "data_dir", "cache_dir", "data_dirs", "model", "guide", "keep", "resume", "overwrite", "command"),
+    *("num_workers", "device", "bf16", "fp16", "push_to_hub"),
+)
+
+
+def identity(planned: Planned, *, device: str, dtype: str, piece_tokens: int) -> dict[str, Any]:
+    """All that the weights depend on, by content."""
+    options = planned.options
+    asked = {name: getattr(options, name) for name in TrainOptions.__dataclass_fields__ if name not in NOT_IDENTITY}
+    start = options.checkpoint_path
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    return {
+        **plain,
+        "steps": planned.plan.steps,
+        "epochs": None,
+        "prompts": list(planned.prompts),
+        "checkpoint_path": None if start is None else str(start),
+        "device": device,
+        "dtype": dtype,
+        "mini_batch_tokens": piece_tokens,
+        "model_content": content(planned.folder),
+        "guide_content": content(planned.guide) if planned.guide else None,
+        "data_content": [[one.form, one.content] for one in planned.sets],
+    }
+
+
+def check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Does a checkpoint belong to this run? UsageError names what differs."""
+    differing = [name for name in dict.fromkeys([*known, *wanted]) if known.get(name) != wanted.get(name)]
+    if differing:
+        raise UsageError(
+            f"{path} belongs to another run: {', '.join(differing)} differ.",
+            hint="Resume with the options it was started with, or begin anew in another --save-dir.",
+        )
+
+
+class Asked(Protocol):
+    """What `prepare` wants to know of a training, of whatever kind."""
+
+    @property
+    def save_dir(self) -> Path: ...  # noqa: D102
+    @property
+    def resume(self) -> bool: ...  # noqa: D102
+    @property
+    def overwrite(self) -> bool: ...  # noqa: D102
+
+
+def prepare(options: Asked) -> Path | None:
+    """Make the save folder; the checkpoint to go on from, or None for a new run.
+
+    Raises:
+        UsageError: there is nothing to go on from.
+        RefusedError: the folder holds something that was not to be replaced.
+    """
+    folder = options.save_dir
+    filled = folder.is_dir() and any(folder.iterdir())
+    if options.resume:
+        found = checkpoints.latest(folder)
+        if found is None:
+            raise UsageError(f"There is no checkpoint in {folder}.", hint="Leave out --resume to begin.")
+        return found
+    if filled and not options.overwrite:
+        raise RefusedError(f"{folder} is not empty.", hint="--resume goes on with it, --overwrite begins anew.")
+    if filled:
+        if not (folder / RUN_FILE).is_file():
+            raise RefusedError(f"{folder} holds no training run; it is not replaced.", hint="Give another --save-dir.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
