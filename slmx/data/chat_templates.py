@@ -50,9 +50,9 @@ class Encoded(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """What a template writes before each turn, and behind the last one."""
+    """What a template writes before each turn (None: it leaves the turn out), and behind the last one."""
 
-    before: list[str]
+    before: list[str | None]
     behind: str
 
 
@@ -101,6 +101,8 @@ class Template:
             frame = self._frames[roles] = self._frame(roles)
         parts: list[tuple[bool, str, bool]] = []  # learnt?, text, the conversation's own?
         for before, turn in zip(frame.before, conversation.turns, strict=True):
+            if before is None:
+                continue
             learnt = turn.role == "assistant"
             # A space before an answer is generated with its first word.
             moved = learnt and before.endswith(" ")
@@ -169,8 +171,8 @@ class Template:
             )
         if order != list(range(len(roles))):  # it writes no answer: nothing can be learnt, and the mask will show it
             before = iter(pieces[0::2])
-            return _Frame(["" if role == "assistant" else next(before) for role in roles], pieces[-1])
-        return _Frame(pieces[0:-1:2], pieces[-1])
+            return _Frame([None if role == "assistant" else next(before) for role in roles], pieces[-1])
+        return _Frame([*pieces[0:-1:2]], pieces[-1])
 
     def _beginning(self) -> list[int]:
         """A BOS, where the tokenizer puts one before every text and the template does not write it."""
