@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -150,9 +151,8 @@ def run(
             one stays); with exit code 130 or 143 after a clean stop.
     """
     loop = _Loop(task, options, ranks, listen if ranks.main else nobody)
-    tracked = TrackedRun(
-        options.save_dir.name, options.save_dir, "training", dict(options.configuration), step=loop.step
-    )
+    configuration = msgspec.to_builtins(dict(options.configuration))
+    tracked = TrackedRun(options.save_dir.name, options.save_dir, "training", configuration, step=loop.step)
     with (trackers if ranks.main else NO_TRACKERS).run(tracked) as loop.trackers:
         while loop.step < options.steps:
             if signal := ranks.highest(stop.signal):
@@ -197,6 +197,7 @@ class _Loop:
         options = self.options
         if resumed is None:
             self._on_main(lambda: write_json(options.save_dir / folder.RUN_FILE, dict(options.configuration)))
+            self._log(str(options.configuration.get("command", "")))
         else:
             state = checkpoints.read_state(resumed, LoopState)
             folder.check_same(state.identity, options.identity, resumed)

@@ -252,6 +252,31 @@ def test_dry_run_tells_the_cost_and_writes_nothing(asked: Asked, capsys: pytest.
     assert "Nothing was written" in capsys.readouterr().out
 
 
+def test_the_command_trains_tracks_and_says_what_to_type_next(
+    asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked()
+    words = ["train", "lm", "--preset", "thin", "--data", "tokens", "--save-dir", "runs/a", "--device", "cpu"]
+    assert app.run([*words, "--steps", "3", "--tensorboard"]) == 0
+    said = capsys.readouterr()
+    assert "runs/a holds the model after 3 steps, 192 tokens" in said.out
+    assert "slmx eval run --model runs/a" in said.out and "2 layers × 32" in said.err
+    assert list((tmp_path / "runs" / "a" / "logs").rglob("events.out.tfevents.*"))
+    assert app.run([*words, "--steps", "3"]) == 4
+    assert app.run([*words, "--steps", "3", "--tokens", "5"]) == 2
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(asked: Asked, tmp_path: Path) -> None:
+    for name, compiled in (("plain", False), ("compiled", True)):
+        run(asked(save_dir=tmp_path / name, steps=3, compile=compiled, dtype="float32", optimizer="adamw"))
+    one, other = (tensors(tmp_path / name, 3, "weights.safetensors") for name in ("plain", "compiled"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    kept = settle.remembered(tmp_path / "compiled")
+    assert kept is not None and kept.compiled
+    run(asked(save_dir=tmp_path / "compiled", steps=3, compile=True, dtype="float32", optimizer="adamw", resume=True))
+
+
 def test_what_was_settled_at_the_beginning_holds_when_it_goes_on(asked: Asked, tmp_path: Path) -> None:
     with pytest.raises(SlmxError, match="Stopped after 2"):
         run(asked(attention="sdpa"), stop_at=2)
