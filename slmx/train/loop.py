@@ -286,7 +286,6 @@ class _Loop:
         self.since_tokens += tokens
         self.since_seconds += took
         speed = self.since_tokens / self.since_seconds
-        left = (options.steps - self.step) * took
         self.listen(Progress("train", self.step, options.steps, "steps", f"loss {loss:.3f}, {speed:,.0f} tokens/s"))
         if self.step % options.log_every and self.step != options.steps:
             return
