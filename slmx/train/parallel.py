@@ -46,7 +46,7 @@ def bare(model: nn.Module) -> nn.Module:
 def exchange(model: nn.Module, *, now: bool) -> Iterator[None]:
     """Are the gradients of this backward exchanged between processes, or added up first?"""
     if isinstance(model, nn.parallel.DistributedDataParallel) and not now:
-        with model.no_sync():  # type: ignore[no-untyped-call]
+        with model.no_sync():
             yield
         return
     switch: Any = getattr(model, "set_requires_gradient_sync", None)

@@ -91,7 +91,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Any) -> Tensor:
         """(B, T, C) → (B, T, C); `mask` as slmx.train.attention.masks made it."""
         heads = linear(x, self.q, self.k, self.v).view(*x.shape[:2], -1, self.size)  # (B, T, H + 2K, D)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        q, k, v = torch.split(heads, [self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return linear(attend(q, k, v, mask).flatten(2), self.o)
 
