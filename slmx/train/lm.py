@@ -227,7 +227,7 @@ class LmTask:
     def batches(self, step: int) -> list[Batch]:
         """This process's windows of a step, in pieces of `micro` windows."""
         ids = torch.from_numpy(self.planned.windows.batch(step, self.ranks.rank, self.ranks.world))
-        return [self._batch(piece) for piece in ids.split(self.settled.micro)]
+        return [self._batch(piece) for piece in torch.split(ids, self.settled.micro)]
 
     def _batch(self, ids: Tensor) -> Batch:
         tokens = ids[:, :-1].contiguous()

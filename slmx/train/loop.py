@@ -43,15 +43,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        move = {"device": device, "non_blocking": True}
-        segments = None if self.segments is None else self.segments.to(**move)
-        return Batch(self.tokens.to(**move), self.targets.to(**move), segments)
+        segments = None if self.segments is None else self.segments.to(device, non_blocking=True)
+        return Batch(self.tokens.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), segments)
 
 
 class Task(Protocol):
     """What the loop trains. `model` is on its device; weights that do not learn have requires_grad False."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
 
     def batches(self, step: int) -> Sequence[Batch]:
         """The batches of a step (from 0 on) for this process, to be added up; the same whenever it is asked."""

@@ -5,6 +5,7 @@ A run that goes on takes what its beginning settled (training.json), since other
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def _micro_tokens(shape: Shape, device: torch.device) -> int:
 
 def learning_rate(shape: Shape, optimizer: str) -> float:
     """AdamW's highest rate where none is given: narrower models take larger ones, and so do embeddings alone."""
-    return (6e-3 if optimizer == "muon" else 2e-3) * (256 / shape.dim) ** 0.5
+    return (6e-3 if optimizer == "muon" else 2e-3) * math.sqrt(256 / shape.dim)
 
 
 def compile_if_it_pays(
