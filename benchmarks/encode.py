@@ -18,11 +18,10 @@ import numpy as np
 from harness import DATA, arguments, save
 from numpy.typing import NDArray
 
-from slmx.data.beir import read_corpus, read_qrels, read_queries
+from slmx.data.beir import passage_text, read_corpus, read_qrels, read_queries
 from slmx.models.device import dtype_name, has_bf16, pick_dtype
 from slmx.models.encoders import Encoder, resolve
 from slmx.retrieve.metrics import evaluate_rankings
-from slmx.data.beir import passage_text
 from slmx.retrieve.topk import top_k
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

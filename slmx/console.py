@@ -138,6 +138,14 @@ class Fitting:
         yield self.forms[-1]
 
 
+def tokens(view: Sequence[tuple[str, bool]]) -> RenderableType:
+    """Tokens of an example: what is in the loss in green and underlined, the rest dim."""
+    from rich.text import Text
+
+    legend = Text.assemble("In the loss: ", ("green and underlined", "green underline"), "; the rest is read only.\n")
+    return Text.assemble(legend, *((token, "green underline" if learnt else "dim") for token, learnt in view), "\n")
+
+
 def note(text: str) -> None:
     """One line on stderr for the person who waits."""
     _show_notice(Notice(text))

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: atomic writes, hashes, JSON and JSONL (gzip too), safe paths."""
+"""Files and folders that are whole or absent: atomic writes, hashes, JSON and JSONL (gzip and zstd too), safe paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _umask_lock = threading.Lock()
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open for reading, through gzip where the content says so (its magic number, not the name)."""
+    """Open for reading, through gzip or zstd where the content says so (its magic number, not the name)."""
     try:
         stream = cast(io.BufferedReader, path.open("rb", buffering=BLOCK))
     except FileNotFoundError:
@@ -33,8 +33,13 @@ def open_bytes(path: Path) -> BinaryIO:
         raise SlmxError(f"{path} is a folder; a file is needed here.") from None
     except PermissionError:
         raise SlmxError(f"{path} may not be read (permission denied).") from None
-    if stream.peek(2)[:2] == b"\x1f\x8b":
+    magic = stream.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=stream)), BLOCK))
+    if magic == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa  # it brings zstd, so that no package of its own is needed
+
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(stream, compression="zstd"), BLOCK))
     return stream
 
 

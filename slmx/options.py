@@ -25,6 +25,11 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", help="auto, bfloat16, float16, float32.", show_default="auto"),
 ]
+Gpus = Annotated[str, typer.Option("--gpus", help="Ids of cards, a process each: 0,1.")]
+NumGpus = Annotated[
+    int | None,
+    typer.Option("--num-gpus", min=1, help="A count of cards, a process each; with --device cpu of processes."),
+]
 MaxItems = Annotated[int | None, typer.Option("--max-items", min=1, help="Only the first N rows.")]
 Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a passage, about.", show_default="100")]
 Overlap = Annotated[
@@ -36,6 +41,11 @@ CropStyle = Annotated[
 ]
 CropMinWords = Annotated[int, typer.Option("--crop-min-words", min=1, help="Words a span, at least.")]
 CropMaxWords = Annotated[int, typer.Option("--crop-max-words", min=0, help="Words a span, at most; 0: no limit.")]
+SplitOn = Annotated[
+    str, typer.Option("--split-on", help="What separates documents: end-of-text (literally), line, blank or a REGEX.")
+]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of plain files; auto takes each for what it looks like.")]
+TextKey = Annotated[str, typer.Option("--text-key", help="The field or column that holds the text.")]
 Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: auto, english, russian, none.")]
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
@@ -70,7 +80,7 @@ RightBy = Annotated[str, typer.Option("--right-by", help="What makes an answer r
 
 
 def preset_names(kind: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Shell completion from the presets of a kind ("models", "retrievers", "datasets", "modes")."""
+    """Shell completion from the presets of a kind ("models", "retrievers", … of slmx.presets.KINDS)."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         from slmx import presets

@@ -18,11 +18,11 @@ import msgspec
 
 from slmx.errors import SlmxError, UsageError
 from slmx.eval.grades import PREFIX, Entry, journal_path, key_of, prompt, replies_of, template
-from slmx.journal import open_locked
 from slmx.eval.metrics import GRADES, Grade, Row, Scored, grade_numbers, match, simple_qa_grade
 from slmx.eval.runs import Run
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.files import hash_bytes
+from slmx.journal import open_locked
 from slmx.models.server import ChatServer, RequestFailed
 from slmx.records import Prediction, Record
 from slmx.s3.pool import Pool, Stopped, outcomes

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from slmx.errors import SlmxError, UsageError
+from slmx.presets.rendering import render
 from slmx.records import Passage, Prompt, Question
-from slmx.text import fill, holds_answer, normaliser_for
+from slmx.text import holds_answer, normaliser_for
 
 if TYPE_CHECKING:
     from slmx.models.generators import Window
@@ -62,15 +63,6 @@ def build_all(
             except StopIteration as end:
                 prompts[i] = end.value
     return [prompt for prompt in prompts if prompt is not None]
-
-
-def render(mode: ModePreset, question: Question, passages: Sequence[Passage]) -> str:
-    """The text of a prompt that holds these passages whole; braces in questions and passages stay as they are."""
-    shown = [
-        fill(mode.passage, {"rank": str(rank), "title": passage.title, "text": passage.text})
-        for rank, passage in enumerate(passages, 1)
-    ]
-    return fill(mode.template, {"question": question.question, "passages": mode.separator.join(shown)})
 
 
 def _fit(mode: ModePreset, question: Question, passages: Sequence[Passage], budget: int) -> Fitting:

@@ -95,12 +95,39 @@ class QueryPreset(Preset):
         return self
 
 
+class TransformerPreset(Preset):
+    """The shape of a transformer that `slmx train lm` makes (slmx.train.transformer.Shape)."""
+
+    vocab_size: int = Field(ge=2)
+    dim: int = Field(ge=2)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int | None = Field(default=None, ge=1, description="grouped-query attention; unset: as many as heads")
+    hidden: int = Field(ge=1, description="width of the MLP")
+    context: int = Field(ge=2, description="tokens a window")
+    activation: Literal["swiglu", "relu2"] = "swiglu"
+    qk_norm: bool = False
+    tied: bool = Field(default=True, description="the head is the embedding")
+    rope_theta: float = Field(default=10_000, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+    batch_tokens: int = Field(default=8192, ge=1, description="tokens a step, unless --batch-tokens says more")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TransformerPreset:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(f"dim {self.dim} must be an even number for each of {self.heads} heads")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
 KINDS: dict[str, type[Preset]] = {
     "models": ModelPreset,
     "retrievers": RetrieverPreset,
     "datasets": DatasetPreset,
     "modes": ModePreset,
     "queries": QueryPreset,
+    "transformers": TransformerPreset,
 }
 P = TypeVar("P", bound=Preset)
 

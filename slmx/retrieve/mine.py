@@ -32,7 +32,7 @@ from slmx.data.datasets import locate, open_dataset
 from slmx.data.forms import FormCorpus, content, detect, get
 from slmx.data.forms.example import CROPPED, Example, Reading
 from slmx.data.forms.making import Making, finished, making
-from slmx.data.texts import Texts, open_texts
+from slmx.data.passage_texts import Texts, open_texts
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.files import hash_value, key_of

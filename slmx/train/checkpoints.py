@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 MODEL = "model"
+WEIGHTS = "weights.safetensors"  # in place of a model: those of slmx.train.loop
+S = TypeVar("S")
 
 
 class RunState(Record, frozen=True):
@@ -52,15 +54,37 @@ def save(save_dir: Path, state: RunState, tower: Tower, update: Update) -> Path:
     """Write the checkpoint of `state.step`; RefusedError when it is there already."""
     from safetensors.torch import save_file
 
-    path = folder_of(save_dir, state.step)
-    with whole_folder(path, marker=MANIFEST) as made:
+    def fill(made: Path) -> None:
         with update.shown():
             tower.save(made / MODEL)
         save_file(update.tensors(), made / OPTIMIZER)
         write_json(made / STATE, state)
-        files = sorted(file for file in made.rglob("*") if file.is_file())
-        write_json(made / MANIFEST, {file.relative_to(made).as_posix(): hash_file(file) for file in files})
-    _flush(path.parent)
+
+    return write(folder_of(save_dir, state.step), fill)
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the checkpoint `path` of the files that `fill` puts into a folder, and a manifest with their hashes.
+
+    Raises:
+        RefusedError: it is there already.
+        SlmxError: it could not be written (a full disk); those before it stay.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with whole_folder(path, marker=MANIFEST) as made:
+            fill(made)
+            files = sorted(file for file in made.rglob("*") if file.is_file())
+            write_json(made / MANIFEST, {file.relative_to(made).as_posix(): hash_file(file) for file in files})
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        last = latest(path.parent.parent)
+        kept = f"{last} is whole." if last else "There is none before it."
+        raise SlmxError(
+            f"The checkpoint {path} could not be written: {error}. {kept}",
+            hint="Make room, then the same command with --resume goes on." if last else "Make room, then begin anew.",
+        ) from error
     return path
 
 
@@ -73,13 +97,23 @@ def _flush(path: Path) -> None:
 
 
 def read(path: Path) -> RunState:
-    """The state of a checkpoint whose files are as they were written; SlmxError names one that is not."""
+    """The state of a checkpoint; SlmxError as `check`."""
+    return read_state(path, RunState)
+
+
+def read_state(path: Path, kind: type[S]) -> S:
+    """The state of a checkpoint, of whatever kind of training; SlmxError as `check`."""
+    check(path)
+    return msgspec.convert(read_json(path / STATE), kind)
+
+
+def check(path: Path) -> None:
+    """Are the files of a checkpoint as they were written? SlmxError names one that is not."""
     manifest = read_json(path / MANIFEST)
     for name, wanted in manifest.items():
         file = path / name
         if not file.is_file() or hash_file(file) != wanted:
             raise SlmxError(f"The checkpoint {path} is damaged: {name}.", hint="Remove it; --resume takes one before.")
-    return msgspec.convert(read_json(path / STATE), RunState)
 
 
 def restore(path: Path, state: RunState, tower: Tower, update: Update) -> None:

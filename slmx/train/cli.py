@@ -99,11 +99,8 @@ def retriever(
         bool | None, typer.Option("--bf16/--no-bf16", help="Multiply in bf16.", show_default="where the chip has it")
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Multiply in fp16, with scaled gradients; on a GPU.")] = False,
-    gpus: Annotated[str, typer.Option("--gpus", help="Ids of cards, a process each: 0,1.")] = "",
-    num_gpus: Annotated[
-        int | None,
-        typer.Option("--num-gpus", min=1, help="A count of cards, a process each; with --device cpu of processes."),
-    ] = None,
+    gpus: options.Gpus = "",
+    num_gpus: options.NumGpus = None,
     num_workers: Annotated[int, typer.Option("--num-workers", min=0, help="Batches that are made ahead.")] = 1,
     val_datasets: Annotated[
         list[str] | None, typer.Option("--val-datasets", help="BEIR names or folders; nDCG@10 chooses the checkpoint.")

@@ -2,15 +2,221 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slmx import options
 from slmx.group import Group
 
+if TYPE_CHECKING:
+    from slmx.train.lm import LmOptions
+    from slmx.train.ranks import Ranks
+
 app = Group("train", "Tokens in, weights out.")  # its commands are joined to those of slmx.train.cli
+
+
+@app.command("tokenizer")
+def tokenizer(
+    texts: Annotated[list[Path], typer.Argument(help="Text, JSON rows, parquet, folders of them; .gz and .zst too.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write; transformers loads it.")],
+    vocab_size: Annotated[
+        int, typer.Option("--vocab-size", min=1, help="All token types: bytes and special ones too.")
+    ] = 8192,
+    sample_mb: Annotated[
+        float, typer.Option("--sample-mb", min=0.001, help="Millions of characters to learn from, at most about.")
+    ] = 64.0,
+    special: Annotated[
+        list[str] | None, typer.Option("--special", help="A further special token; repeat for several.")
+    ] = None,
+    split_on: options.SplitOn = "end-of-text",
+    encoding: options.Encoding = "utf-8",
+    text_key: options.TextKey = "text",
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Learn a byte-level BPE vocabulary from a bounded, seeded sample of texts.
+
+    Example: `slmx train tokenizer stories.txt --vocab-size 8192 --to my-tokenizer`
+    """
+    from slmx import console, settings
+    from slmx.data.texts import Splitting
+    from slmx.train.tokenizer import TokenizerOptions, render_report, train_tokenizer
+
+    asked = TokenizerOptions(
+        texts=texts,
+        to=to,
+        vocab_size=vocab_size,
+        sample_mb=sample_mb,
+        special=special or (),
+        how=Splitting(split_on, encoding, text_key),
+        seed=settings.load().seed if seed is None else seed,
+        overwrite=overwrite,
+    )
+    with console.listening() as listen:
+        report = train_tokenizer(asked, listen)
+    console.result(report, render_report)
+
+
+@app.command("lm")
+def lm(
+    data: Annotated[Path, typer.Option("--data", help="A folder with train.bin (and val.bin), or a token file.")],
+    save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the trained model and its checkpoints.")],
+    preset: Annotated[
+        str,
+        typer.Option("--preset", help="The shape of a new model.", autocompletion=options.preset_names("transformers")),
+    ] = "",
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", help="Begin with this model: a --save-dir, or an old step_N.pt.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="1 epoch")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="How long, instead of --steps.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option("--batch-tokens", min=1, help="Tokens a step, of all processes.", show_default="preset"),
+    ] = None,
+    micro_tokens: Annotated[
+        int | None, typer.Option("--micro-tokens", min=1, help="Tokens at a time.", show_default="by the device")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Tokens a window.", show_default="preset")
+    ] = None,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="muon (matrices; AdamW the rest), adamw.")] = "muon",
+    lr: Annotated[
+        float | None, typer.Option("--lr", min=0.0, help="Highest rate of AdamW.", show_default="by the width")
+    ] = None,
+    matrix_lr: Annotated[float, typer.Option("--matrix-lr", min=0.0, help="Highest rate of Muon.")] = 0.02,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the layers' matrices.")] = 0.1,
+    schedule: Annotated[str, typer.Option("--schedule", help="wsd (up, level, down), cosine, constant.")] = "wsd",
+    warmup: Annotated[
+        float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")
+    ] = 0.02,
+    decay: Annotated[float, typer.Option("--decay", min=0.0, help="How long wsd goes down, as --warmup.")] = 0.4,
+    min_lr: Annotated[
+        float, typer.Option("--min-lr", min=0.0, max=1.0, help="The share of the rates at the end.")
+    ] = 0.0,
+    clip: Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")] = 1.0,
+    document_mask: Annotated[
+        bool, typer.Option("--document-mask/--no-document-mask", help="Documents do not see each other.")
+    ] = True,
+    attention: Annotated[str, typer.Option("--attention", help="auto, blocked, sdpa, flex.")] = "auto",
+    device: options.Device = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (what is measured faster), bfloat16, float32.")] = "auto",
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile.", show_default="where it pays")
+    ] = None,
+    gpus: options.Gpus = "",
+    num_gpus: options.NumGpus = None,
+    strategy: Annotated[str, typer.Option("--strategy", help="Several processes: ddp, fsdp.")] = "ddp",
+    val_tokens: Annotated[int, typer.Option("--val-tokens", min=0, help="Validate on about so many.")] = 65_536,
+    val_interval: Annotated[
+        int | None, typer.Option("--val-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+    ] = None,
+    save_interval: Annotated[
+        int | None, typer.Option("--save-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+    ] = None,
+    sample_interval: Annotated[
+        int | None, typer.Option("--sample-interval", min=0, help="Steps; 0: none.", show_default="a tenth")
+    ] = None,
+    log_interval: Annotated[int, typer.Option("--log-interval", min=1, help="Steps a row of the metrics.")] = 10,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    clearml: options.ClearML = None,
+    tensorboard: options.TensorBoard = None,
+    seed: options.Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and what a few real steps take, and stop.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train a small transformer from scratch, or go on with one; the result is a folder that transformers loads.
+
+    Example: `slmx train lm --preset nano-6m --data tokens --steps 1000 --save-dir runs/lm`
+    """
+    from slmx import settings
+    from slmx.track.trackers import chosen_trackers
+    from slmx.train import ranks
+    from slmx.train.lm import LmOptions
+
+    known = settings.load()
+    asked = LmOptions(
+        data=data,
+        save_dir=save_dir,
+        preset=preset,
+        init_from=init_from,
+        steps=steps,
+        tokens=tokens,
+        epochs=epochs,
+        batch_tokens=batch_tokens,
+        micro_tokens=micro_tokens,
+        context=context,
+        optimizer=optimizer,
+        lr=lr,
+        matrix_lr=matrix_lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        decay=decay,
+        floor=min_lr,
+        clip=clip,
+        document_mask=document_mask,
+        attention=attention,
+        device=device or known.device,
+        dtype=dtype,
+        compile=compile_,
+        strategy=strategy,
+        val_tokens=val_tokens,
+        val_interval=val_interval,
+        save_interval=save_interval,
+        sample_interval=sample_interval,
+        log_interval=log_interval,
+        keep=keep,
+        resume=resume,
+        overwrite=overwrite,
+        seed=known.seed if seed is None else seed,
+        command=" ".join(["slmx", *sys.argv[1:]]),
+    )
+    track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
+    devices = ranks.devices(asked.device, gpus, num_gpus)
+    if len(devices) > 1 and not ranks.inside():
+        _plan(asked)  # what is wrong is said once, before any process starts
+        ranks.launch(len(devices), sys.argv[1:])
+        return
+    with ranks.joined(devices) as joined:
+        _train_lm(asked, joined, track, dry_run)
+
+
+def _plan(asked: LmOptions) -> None:
+    from slmx import console
+    from slmx.train.lm import plan_lm, render_plan
+
+    console.show(render_plan(plan_lm(asked).plan))
+
+
+def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> None:
+    """Plan and train in this process; rank 0 alone speaks."""
+    from slmx import console
+    from slmx.signals import stopping
+    from slmx.track.trackers import TrackOptions, open_trackers
+    from slmx.train import lm
+
+    planned = lm.plan_lm(asked)
+    with console.listening() as listen:
+        if dry_run:
+            estimate = lm.estimate_lm(planned, ranks=joined, listen=listen)
+            if joined.main:
+                console.result(estimate, lm.render_estimate)
+            return
+        if joined.world == 1:
+            console.show(lm.render_plan(planned.plan))
+        assert isinstance(track, TrackOptions)
+        with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
+            report = lm.train_lm(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
+    if joined.main:
+        console.result(report, lm.render_report)
 
 
 @app.command("plot")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from slmx.errors import RefusedError, UsageError
 from slmx.models.encoders import content
@@ -51,7 +51,18 @@ def check_same(known: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) 
         )
 
 
-def prepare(options: TrainOptions) -> Path | None:
+class Asked(Protocol):
+    """What `prepare` wants to know of a training, of whatever kind."""
+
+    @property
+    def save_dir(self) -> Path: ...  # noqa: D102
+    @property
+    def resume(self) -> bool: ...  # noqa: D102
+    @property
+    def overwrite(self) -> bool: ...  # noqa: D102
+
+
+def prepare(options: Asked) -> Path | None:
     """Make the save folder; the checkpoint to go on from, or None for a new run.
 
     Raises:

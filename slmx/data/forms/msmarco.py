@@ -15,7 +15,7 @@ import msgspec
 
 from slmx.data.forms.example import Example, Form, Reading
 from slmx.data.forms.scores import open_scores
-from slmx.data.texts import Texts, open_texts
+from slmx.data.passage_texts import Texts, open_texts
 from slmx.errors import SlmxError
 from slmx.files import hash_file, read_lines
 from slmx.records import Passage

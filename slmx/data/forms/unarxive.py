@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from slmx.data.forms.example import Example, Form, Reading
-from slmx.data.texts import Texts, open_texts
+from slmx.data.passage_texts import Texts, open_texts
 from slmx.errors import SlmxError
 from slmx.files import hash_file, read_lines
 from slmx.records import Passage

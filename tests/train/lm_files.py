@@ -1,0 +1,57 @@
+"""Small token files and a preset of two thin layers, for the tests of the transformer and its loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmx.data.token_files import Sidecar, write_tokens
+from slmx.train.transformer import Shape
+
+END = 0  # the end-of-text id
+PRESET = """
+thin:
+  {vocab_size: 64, dim: 32, layers: 2, heads: 4, kv_heads: 2, hidden: 48, context: 16, activation: relu2, qk_norm: true,
+   batch_tokens: 64}
+"""
+
+
+def thin(**changes: Any) -> Shape:
+    plain: dict[str, Any] = {
+        "vocab_size": 64,
+        "dim": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "hidden": 48,
+        "context": 16,
+    }
+    return Shape(**{**plain, **changes})
+
+
+def write_folder(folder: Path, *, tokens: int = 2000, vocab_size: int = 64, sidecar: bool = True) -> Path:
+    """Documents of a cyclic language: each token is the one before plus the document's step, so it can be learnt."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", tokens), ("val", max(200, tokens // 10))):
+        pieces: list[Any] = []
+        while sum(map(len, pieces)) < count:
+            start, step, length = random.integers(1, 20), random.integers(1, 3), random.integers(5, 30)
+            pieces.append(np.append((start + step * np.arange(length)) % (vocab_size - 1) + 1, END))
+        about = Sidecar(
+            format="slmx tokens 1",
+            tokenizer="made up",
+            tokenizer_hash="0" * 64,
+            vocab_size=vocab_size,
+            dtype="uint16",
+            tokens=0,
+            documents=len(pieces),
+            text_bytes=3 * sum(map(len, pieces)),
+            end_of_text=END,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tokens(folder / f"{split}.bin", pieces, about)
+        if not sidecar:
+            (folder / f"{split}.json").unlink()
+    return folder
