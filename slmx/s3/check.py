@@ -11,9 +11,10 @@ from slmx.errors import SlmxError
 from slmx.events import Listener, Progress
 from slmx.files import hash_file
 from slmx.records import Record
+from slmx.s3.objects import Remote
 from slmx.s3.plan import Filter, Side, local_files, remote_files
 from slmx.s3.pool import Pool, Stopped, outcomes
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.verify import remote_sha256, same_content
 from slmx.signals import Stop
 
@@ -61,7 +62,7 @@ def check(
         return _same(store, ours[name], theirs[name], stop, read)
 
     try:
-        for number, (name, future) in enumerate(outcomes(pool, both, same, at_most=store.s3.concurrency, stop=stop), 1):
+        for number, (name, future) in enumerate(outcomes(pool, both, same, stop=stop), 1):
             listen(Progress("check", number, len(both), "files"))
             yield _compared(name, future.result)
     except Stopped:
