@@ -6,7 +6,6 @@ from hypothesis import given, settings, strategies as st
 from slmx.errors import SlmxError, UsageError
 from slmx.eval.prompts import build, build_all
 from slmx.presets import ModePreset, get
-from slmx.presets.rendering import fill
 from slmx.records import Passage, Question
 from slmx.text import fill
 
