@@ -54,8 +54,8 @@ def write_report(
         RefusedError: `to` exists; the runs are not over the same questions.
     """
     begin = time.perf_counter()
-    form = FORMS.get(to.suffix.lower())
-    if form is None:
+    kind = FORMS.get(to.suffix.lower())
+    if kind is None:
         raise UsageError(f"{to} has an ending that says no form.", hint=f"--to FILE ends with {', '.join(FORMS)}.")
     if to.exists() and not overwrite:  # before the runs are read, not after
         raise RefusedError(f"{to} exists.", hint="Give --overwrite to replace it, or another name.")
@@ -64,11 +64,11 @@ def write_report(
     joined = join(runs, right_by=right_by)
     material = gather(joined, compare(joined, seed=seed))
     report = compose(material)
-    content = _written(form, report, material).encode()
+    content = _written(kind, report, material).encode()
     write_bytes(to, content, overwrite=overwrite)
     return Written(
         path=str(to),
-        form=form,
+        form=kind,
         runs=len(runs),
         questions=len(joined.question_ids),
         verdict=list(report.verdict),
@@ -103,11 +103,11 @@ def compose(material: Material) -> Report:
     )
 
 
-def _written(form: str, report: Report, material: Material) -> str:
-    if form == "html":
+def _written(kind: str, report: Report, material: Material) -> str:
+    if kind == "html":
         questions = _questions(material)
         return html.render(report, questions, pack(questions))
-    return markdown.render(report) if form == "markdown" else latex.render(report)
+    return markdown.render(report) if kind == "markdown" else latex.render(report)
 
 
 def _questions(material: Material) -> Questions:
