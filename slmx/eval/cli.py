@@ -245,7 +245,7 @@ def compare(
 @app.command("list")
 def list_command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Where to look.", show_default="outputs")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look.", show_default="outputs")
     ] = None,
 ) -> None:
     """The runs so far: how they differ, what they scored, how old they are, which are not finished.

@@ -290,7 +290,7 @@ def test_tests_equal_those_of_scipy_and_statsmodels_on_the_same_pairs(tmp_path: 
     assert {test.p_holm < 0.05 for test in tests} == {True, False}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_outcomes_are_a_partition_and_the_two_directions_mirror_each_other(
     tmp_path_factory: pytest.TempPathFactory, rights: list[tuple[bool, bool]]
