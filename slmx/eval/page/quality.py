@@ -138,7 +138,8 @@ def _split(one: Decomposition, reading: Reading, right: float) -> Svg:
     colour, words = ("c-reading", "lost in reading") if one.reading_loss else ("c-wrong", "wrong")
     knowledge = one.knowledge.mean if one.knowledge else None
     return charts.stacked(
-        f"{reading.run}: {percent(right)} % right, {percent(missed)} % lost by the retriever, {percent(rest)} % {words}",
+        f"{reading.run}: {percent(right)} % right, {percent(missed)} % lost by the retriever, "
+        f"{percent(rest)} % {words}",
         [
             charts.Part("c-right", right, "right"),
             charts.Part("c-retrieval", missed, "lost by the retriever"),
