@@ -37,9 +37,9 @@ _SPECIAL = re.compile("|".join(map(re.escape, _ESCAPES)))
 
 
 def render(report: Report) -> str:
-    """All tables, each a `table` environment with a label, and the verdict as a comment before them."""
+    """All tables, each a `table` environment with a label; the verdict as a comment before them."""
     lines = [
-        "% Written by `slmx eval report`. Needs \\usepackage{booktabs,graphicx,textcomp} and \\usepackage[T1]{fontenc};",
+        "% Written by `slmx eval report`. Needs the packages booktabs, graphicx, textcomp and fontenc with T1;",
         "% text in Cyrillic and other scripts needs XeLaTeX or LuaLaTeX.",
         *(f"% {' '.join(clean(sentence).split())}" for sentence in (*report.verdict, *report.cautions)),
     ]
@@ -64,7 +64,7 @@ def _table(table: Table, label: str) -> list[str]:
         r"\centering\small",
         rf"\caption{{{text(table.caption)}.{note}}}",
         rf"\label{{tab:slmx-{label}}}",
-        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",  # shrinks what is too wide, nothing else
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",  # only what is too wide
         rf"\begin{{tabular}}{{{shape}}}",
         r"\toprule",
         _row([text(table.columns[place].head) for place in kept]),
