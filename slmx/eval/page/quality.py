@@ -29,11 +29,13 @@ def right_answers(material: Material) -> Section:
     """The matrix of model × mode, a bar for every run, and the other metrics of answers."""
     by = material.comparison.right_by
     told = RIGHT[by.partition(":")[0]]
-    runs = [[run.named, _level(material, run), estimated(material.right(run))] for run in material.runs]
+    rows: list[list[Cell]] = [
+        [run.named, _level(material, run), estimated(material.right(run))] for run in material.runs
+    ]
     bars = Table(
         "Right answers of every run, %",
         [Column("run", "words"), Column("right, with 95 % interval", "drawing"), Column("right (interval)")],
-        runs,
+        rows,
     )
     return Section(
         "quality",
