@@ -150,7 +150,8 @@ class ChatServer:
             except _TryAgain as problem:
                 tried += 1
                 if tried > self._retries:
-                    raise RequestFailed(f"{self.host} did not answer after {tried} tries: {problem}.") from None
+                    tries = "1 try" if tried == 1 else f"{tried} tries"
+                    raise RequestFailed(f"{self.host} did not answer after {tries}: {problem}.") from None
                 tell(f"{self.host}: {problem}; trying again")
                 wait = max(problem.pause, self._pause * 2 ** (tried - 1) * random.uniform(0.75, 1.25))
                 pause(min(wait, MAX_PAUSE), stop)

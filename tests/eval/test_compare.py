@@ -185,7 +185,7 @@ def test_runs_that_do_not_belong_together_are_refused_and_the_reason_is_named(
     assert run(["eval", "rescore", str(runs / "tiny_towns_oracle_context"), "--normaliser", "norm", "--overwrite"]) == 0
     capsys.readouterr()
     told = refused(capsys, 4, one, str(runs / "tiny_towns_oracle_context"))
-    assert "Different normalisers" in told and "1 questions (q3)" in told and "slmx eval rescore" in told
+    assert "Different normalisers" in told and "1 question (q3)" in told and "slmx eval rescore" in told
 
 
 def test_what_is_no_run_or_not_finished_is_wrong_usage(
@@ -206,7 +206,7 @@ def test_what_is_no_run_or_not_finished_is_wrong_usage(
     Path("twice.json").write_text(
         json.dumps([{"question_id": "q0", "question": "?", "ground_truth": "x", "predicted_answer": "y"}] * 2)
     )
-    assert "1 question ids more than once" in refused(capsys, 4, "twice.json", one)
+    assert "1 of its predictions repeat a question id" in refused(capsys, 4, "twice.json", one)
 
 
 def test_the_same_dataset_cut_in_another_way_is_compared_with_a_note(

@@ -255,7 +255,7 @@ def test_a_server_that_is_away_or_sends_elsewhere_ends_the_command_soon(
     judge.server.socket.close()
     closed = judge.url
     assert run(["eval", "rescore", str(folder), "--judge", closed, "--judge-model", "m"]) == 1
-    assert "did not answer after 1 tries" in capsys.readouterr().err
+    assert "did not answer after 1 try" in capsys.readouterr().err
     for url in ("ftp://x/v1", "localhost:8000", "http://me:secret@x/v1"):
         assert run(["eval", "rescore", str(folder), "--judge", url, "--judge-model", "m"]) == 2
     assert "secret" not in capsys.readouterr().err
