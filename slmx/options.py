@@ -74,7 +74,7 @@ def run_folders(incomplete: str) -> list[str]:
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Run folders, or folders above them.", autocompletion=run_folders),
+    typer.Argument(metavar="RUN", help="Run folders, or folders above them.", autocompletion=run_folders),
 ]
 RightBy = Annotated[str, typer.Option("--right-by", help="What makes an answer right: match, em, judge.")]
 

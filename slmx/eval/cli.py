@@ -221,7 +221,7 @@ def compare(
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="Compare all runs with this one, instead of each with each.")
     ] = None,
-    to: Annotated[str, typer.Option("--to", help="Write CSV into this file; `csv` alone: to stdout.")] = "",
+    to: Annotated[str, typer.Option("--to", help="FILE.csv for pairs, FILE.jsonl for questions; csv: to stdout.")] = "",
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -234,10 +234,9 @@ def compare(
     from slmx import console, settings
     from slmx.eval import compare_table
     from slmx.eval.compare import compare_runs
-    from slmx.files import write_bytes
 
     known = settings.load()
-    comparison = compare_runs(
+    joined, comparison = compare_runs(
         runs,
         right_by=right_by,
         metrics=[name for names in metric or ["token_recall"] for name in names.split(",")],
@@ -248,8 +247,7 @@ def compare(
         console.stream(compare_table.csv_lines(comparison), str)
         return
     if to:
-        content = "".join(f"{line}\r\n" for line in compare_table.csv_lines(comparison))
-        write_bytes(Path(to), content.encode(), overwrite=overwrite)
+        compare_table.write(Path(to), joined, comparison, overwrite=overwrite)
     console.result(comparison, compare_table.render)
 
 
@@ -283,7 +281,7 @@ def report(
 @app.command("list")
 def list_command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Where to look.", show_default="outputs")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look.", show_default="outputs")
     ] = None,
 ) -> None:
     """The runs so far: how they differ, what they scored, how old they are, which are not finished.

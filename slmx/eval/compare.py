@@ -144,7 +144,7 @@ def compare_runs(
     metrics: Sequence[str] = ("token_recall",),
     baseline: Path | None = None,
     seed: int = 0,
-) -> Comparison:
+) -> tuple[Joined, Comparison]:
     """Find the runs that paths name, join and compare them; see `find_runs`, `join` and `compare`.
 
     `baseline` is one of the runs, by its path or its folder's name; it may stand among the paths or not.
@@ -152,8 +152,7 @@ def compare_runs(
     Raises:
         UsageError: fewer than two runs, no such baseline, and what the others raise.
     """
-    runs = find_runs(paths)
-    place = None
+    runs, place = find_runs(paths), None
     if baseline is not None:
         runs, place = _with_baseline(runs, baseline)
     if len(runs) < 2:
@@ -161,7 +160,8 @@ def compare_runs(
             f"A comparison needs two runs; {runs[0].path} is one.",
             hint="Name another one, or a folder above several: slmx eval compare outputs",
         )
-    return compare(join(runs, right_by=right_by, metrics=metrics), baseline=place, seed=seed)
+    joined = join(runs, right_by=right_by, metrics=metrics)
+    return joined, compare(joined, baseline=place, seed=seed)
 
 
 def _with_baseline(runs: list[Run], baseline: Path) -> tuple[list[Run], int]:

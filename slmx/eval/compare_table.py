@@ -1,13 +1,16 @@
-"""What `slmx eval compare` shows a person, and its rows as CSV."""
+"""What `slmx eval compare` shows a person, and what it writes: pairs as CSV, questions as JSON lines."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Test
+from slmx.eval.join import Joined
+from slmx.files import write_bytes, write_jsonl
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,9 +90,9 @@ def _decomposition(one: Decomposition, *, named: bool) -> RenderableType:
     title = f"Where answers are lost: {one.model}" if named else "Where answers are lost"
     heads = ["context", "right", "covered", "right of\ncovered", "right of\nknown", "right of\nunknown", "lost in"]
     title = f"{title}, n={n}"
-    narrow = _modes(one, n, interval=False)
-    narrowest = [row[:4] + row[-1:] for row in narrow]
-    forms = [(heads, _modes(one, n, interval=True)), (heads, narrow), (heads[:4] + heads[-1:], narrowest)]
+    forms = [(heads, _modes(one, n, interval=interval)) for interval in (True, False)]
+    without_split = [(heads[:4] + heads[-1:], [row[:4] + row[-1:] for row in rows]) for _, rows in forms]
+    forms = [*forms, without_split[1]] if one.without is not None else without_split
     return Fitting([table(title, columns, rows) for columns, rows in forms])
 
 
@@ -166,6 +169,30 @@ def _legend(comparison: Comparison) -> str:
         f"more, less: p Holm below {SURE}. shows from: the smallest difference that n questions show 4 times in 5.",
     ]
     return "\n".join(lines if comparison.decompositions else [lines[0], lines[3]])
+
+
+def write(path: Path, joined: Joined, comparison: Comparison, *, overwrite: bool = False) -> None:
+    """Write a comparison: a line a question as JSON where the name ends in .jsonl, else a line a pair as CSV.
+
+    Raises:
+        RefusedError: the file is there, and `overwrite` is false.
+    """
+    if path.suffix == ".jsonl":
+        write_jsonl(path, question_rows(joined), overwrite=overwrite)
+    else:
+        write_bytes(path, "".join(f"{line}\r\n" for line in csv_lines(comparison)).encode(), overwrite=overwrite)
+
+
+def question_rows(joined: Joined) -> Iterator[dict[str, object]]:
+    """Every question with the answer of each run, by label, and whether it counts as right."""
+    for place, question_id in enumerate(joined.question_ids):
+        yield {
+            "question_id": question_id,
+            "question": joined.questions[place],
+            "ground_truth": joined.ground_truth[place],
+            "right": {label: right[place] for label, right in zip(joined.labels, joined.right, strict=True)},
+            "answers": {label: said[place] for label, said in zip(joined.labels, joined.said, strict=True)},
+        }
 
 
 def csv_lines(comparison: Comparison) -> Iterator[str]:

@@ -156,7 +156,7 @@ def _check_ids(run: Run, predictions: Sequence[Prediction]) -> None:
         raise UsageError(f"{run.name} holds no predictions.")
     repeated = len(predictions) - len({prediction.question_id for prediction in predictions})
     if repeated:
-        raise RefusedError(f"{run.name} holds {repeated} question ids more than once, so it cannot be joined.")
+        raise RefusedError(f"{run.name} cannot be joined: {repeated} of its predictions repeat a question id.")
 
 
 def _aligned(one: Run, first: Sequence[Prediction], run: Run, predictions: list[Prediction]) -> list[Prediction]:
@@ -183,8 +183,6 @@ def _aligned(one: Run, first: Sequence[Prediction], run: Run, predictions: list[
 
 def _refuse(what: str, one: Run, run: Run, ids: Sequence[str], hint: str = "Name runs over one dataset.") -> None:
     if ids:
-        more = ", …" if len(ids) > NAMED else ""
-        raise RefusedError(
-            f"Different {what} in {one.name} and {run.name}: {len(ids)} questions ({', '.join(ids[:NAMED])}{more}).",
-            hint=hint,
-        )
+        count = "1 question" if len(ids) == 1 else f"{len(ids)} questions"
+        named = ", ".join(ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        raise RefusedError(f"Different {what} in {one.name} and {run.name}: {count} ({named}).", hint=hint)

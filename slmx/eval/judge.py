@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from slmx.s3.pool import Pool, Stopped, outcomes
 from slmx.signals import Stop
 
 NAMED_IDS = 20
+WORRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def grade(run: Run, judge: Judge, *, stop: Stop, listen: Listener = nobody) -> G
         if len(todo) < len(predictions):
             listen(Notice(f"{run.name}: {len(predictions) - len(todo)} answers are graded already"))
         failed = _ask(run, judge, todo, _Journal(stream), stop, listen)
+    if failed and len(failed) == len(predictions):
+        raise SlmxError(f"The judge graded nothing. {next(iter(failed.values()))}", hint="Is the address right?")
     return _grades(run, judge, predictions, replies_of(path, judge.model), failed)
 
 
@@ -170,9 +174,18 @@ def _ask(
 ) -> dict[str, str]:
     """Ask about the answers, several at a time; the errors of those that got no reply, by question id."""
 
+    told_at = time.monotonic() - WORRY_SECONDS
+
+    def worry(problem: str) -> None:
+        """Tell one problem in a while: many threads meet the same one."""
+        nonlocal told_at
+        if time.monotonic() - told_at >= WORRY_SECONDS:
+            told_at = time.monotonic()
+            listen(Notice(problem, level="warning"))
+
     def work(prediction: Prediction) -> None:
         messages = [{"role": "user", "content": prompt(prediction)}]
-        reply = judge.server.chat(judge.model, messages, max_tokens=judge.max_tokens, stop=stop)
+        reply = judge.server.chat(judge.model, messages, max_tokens=judge.max_tokens, stop=stop, tell=worry)
         entry = Entry(
             question_id=prediction.question_id,
             key=key_of(prediction),

@@ -54,21 +54,21 @@ def write_report(
         RefusedError: `to` exists; the runs are not over the same questions.
     """
     begin = time.perf_counter()
-    form = FORMS.get(to.suffix.lower())
-    if form is None:
+    kind = FORMS.get(to.suffix.lower())
+    if kind is None:
         raise UsageError(f"{to} has an ending that says no form.", hint=f"--to FILE ends with {', '.join(FORMS)}.")
     if to.exists() and not overwrite:  # before the runs are read, not after
         raise RefusedError(f"{to} exists.", hint="Give --overwrite to replace it, or another name.")
     runs = sorted(find_runs(paths), key=order)
-    listen(Notice(f"Reading {'1 run' if len(runs) == 1 else f'{len(runs)} runs'}"))
+    listen(Notice(f"Reading {_runs(len(runs))}"))
     joined = join(runs, right_by=right_by)
     material = gather(joined, compare(joined, seed=seed))
     report = compose(material)
-    content = _written(form, report, material).encode()
+    content = _written(kind, report, material).encode()
     write_bytes(to, content, overwrite=overwrite)
     return Written(
         path=str(to),
-        form=form,
+        form=kind,
         runs=len(runs),
         questions=len(joined.question_ids),
         verdict=list(report.verdict),
@@ -93,21 +93,24 @@ def compose(material: Material) -> Report:
         form.form(material),
         setup.setup(material),
     ]
-    count = len(material.runs)
     return Report(
         title=f"What was retrieval worth? {comparison.dataset}".strip(),
-        subtitle=f"{'1 run' if count == 1 else f'{count} runs'} over the same {comparison.questions:,} questions",
+        subtitle=f"{_runs(len(material.runs))} over the same {comparison.questions:,} questions",
         verdict=verdict.verdict(material),
         cautions=verdict.cautions(material),
         sections=[section for section in made if section],
     )
 
 
-def _written(form: str, report: Report, material: Material) -> str:
-    if form == "html":
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _written(kind: str, report: Report, material: Material) -> str:
+    if kind == "html":
         questions = _questions(material)
         return html.render(report, questions, pack(questions))
-    return markdown.render(report) if form == "markdown" else latex.render(report)
+    return markdown.render(report) if kind == "markdown" else latex.render(report)
 
 
 def _questions(material: Material) -> Questions:
@@ -153,5 +156,5 @@ def render(written: Written) -> RenderableType:
         *(Text(sentence) for sentence in written.verdict),
         *(Text(f"Note: {caution}") for caution in written.cautions),
         Text(""),
-        Text(f"Written: {written.path} ({size}, {written.runs} runs, {written.questions:,} questions)"),
+        Text(f"Written: {written.path} ({size}, {_runs(written.runs)}, {written.questions:,} questions)"),
     )

@@ -7,8 +7,9 @@ take the key to another host.
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from slmx.signals import Stop
 
 MAX_REPLY = 4 << 20  # bytes; an answer is a few hundred
 MAX_PAUSE = 60.0  # seconds: whatever a server asks for
+_OWN_NAMES = re.compile(r"<?HTTPS?Connection(Pool)?\([^)]*\)>?: ")  # urllib3's objects say nothing to a user
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _FOR_ALL = frozenset({401, 402, 403, 404, 405})  # no request can succeed
 
@@ -123,8 +125,17 @@ class ChatServer:
         max_tokens: int,
         temperature: float = 0.0,
         stop: Stop,
+        tell: Callable[[str], None] = lambda _problem: None,
     ) -> ChatReply:
         """Ask once, and again after failures that may pass.
+
+        Args:
+            model: its name on the server.
+            messages: `{"role": …, "content": …}` in order.
+            max_tokens: that a reply may have.
+            temperature: 0 for the likeliest reply.
+            stop: looked at between tries.
+            tell: called with what went wrong before every further try.
 
         Raises:
             RequestFailed: no answer came.
@@ -139,7 +150,9 @@ class ChatServer:
             except _TryAgain as problem:
                 tried += 1
                 if tried > self._retries:
-                    raise RequestFailed(f"{self.host} did not answer after {tried} tries: {problem}.") from None
+                    tries = "1 try" if tried == 1 else f"{tried} tries"
+                    raise RequestFailed(f"{self.host} did not answer after {tries}: {problem}.") from None
+                tell(f"{self.host}: {problem}; trying again")
                 wait = max(problem.pause, self._pause * 2 ** (tried - 1) * random.uniform(0.75, 1.25))
                 pause(min(wait, MAX_PAUSE), stop)
 
@@ -165,7 +178,7 @@ class ChatServer:
             finally:
                 response.close()  # a half-read connection must not serve the next request
         except urllib3.exceptions.HTTPError as error:
-            raise _TryAgain(self._clean(str(error))) from None
+            raise _TryAgain(self._clean(_OWN_NAMES.sub("", str(error)))) from None
         if response.status == 200:
             return self._parse(content)
         said = self._clean(content[:2_000].decode(errors="replace")) or "no reason given"

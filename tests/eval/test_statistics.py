@@ -152,6 +152,7 @@ def test_the_paired_bootstrap_is_wrong_about_5_times_in_100_where_there_is_nothi
     assert 0.02 <= found / 400 <= 0.09
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_is_the_two_sided_binomial_test(helped: int, hurt: int) -> None:
     p = mcnemar_exact(helped, hurt)
@@ -169,7 +170,8 @@ def test_mcnemar_of_many_questions_does_not_overflow() -> None:
     assert mcnemar_exact(20_000, 20_000) == 1.0
 
 
-@given(st.lists(st.floats(0, 1), max_size=30))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_is_that_of_statsmodels_and_keeps_the_order(p_values: list[float]) -> None:
     adjusted = holm(p_values)
     assert all(p <= after <= 1 for p, after in zip(p_values, adjusted, strict=True))

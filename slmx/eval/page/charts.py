@@ -159,9 +159,9 @@ def scatter(label: str, points: Sequence[Point], *, x_title: str, y_title: str) 
         body.append(f'<line class="grid" x1="0" x2="100%" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
         body.append(f'<text class="tick" x="0" dx="-8" y="{up(tick) + 4:.1f}" text-anchor="end">{100 * tick:g}</text>')
     for power in _decades(left, right):
-        x = across(10**power)
-        body.append(f'<line class="grid" x1="{_pc(x)}" x2="{_pc(x)}" y1="0" y2="{height}"/>')
-        body.append(_text_at(x, height + 18, _power(power), "tick", "middle"))
+        place = across(10**power)
+        body.append(f'<line class="grid" x1="{_pc(place)}" x2="{_pc(place)}" y1="0" y2="{height}"/>')
+        body.append(_text_at(place, height + 18, _power(power), "tick", "middle"))
     best = sorted((point for point in points if point.best), key=lambda point: point.x)
     for a, b in pairwise(best):
         ends = f'x1="{_pc(across(a.x))}" y1="{up(a.y):.1f}" x2="{_pc(across(b.x))}" y2="{up(b.y):.1f}"'

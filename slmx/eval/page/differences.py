@@ -8,7 +8,7 @@ from slmx.eval.compare import Test
 from slmx.eval.page import charts
 from slmx.eval.page.material import Material, Shown
 from slmx.eval.page.numbers import NONE, is_real, p_value, points, span
-from slmx.eval.page.parts import Cell, Column, Key, Measured, Section, Table
+from slmx.eval.page.parts import Cell, Column, Key, Measured, Section, Svg, Table
 
 _NAMES = {"token_recall": "token recall", "match": "match", "em": "EM"}
 _STAR = "* not shown to be real in this metric, after Holm's correction over its own family."
@@ -80,7 +80,7 @@ def _table(material: Material, title: str, pairs: Sequence[tuple[Shown, Shown]])
     )
 
 
-def _drawing(test: Test, reach: float) -> charts.Svg:
+def _drawing(test: Test, reach: float) -> Svg:
     label = f"{points(test.difference)} points ({span(test.low, test.high)})"
     return charts.difference(label, test.difference, test.low, test.high, reach, real=is_real(test))
 

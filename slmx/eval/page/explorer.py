@@ -105,7 +105,10 @@ def _passages(questions: Questions, depth: int) -> tuple[list[list[list[int]]], 
     for question in range(len(questions.ids)):  # neighbours in the list lie in the same block
         for run, column in zip(places, questions.runs, strict=True):
             run.append([number.setdefault(text, len(number)) for text in column.contexts[question][:depth]])
-    blocks, starts, waiting, size, first = [], [], [], 0, 0
+    blocks: list[str] = []
+    starts: list[int] = []
+    waiting: list[str] = []
+    size, first = 0, 0
     for place, text in enumerate(number):
         waiting.append(clean(text))
         size += len(text)

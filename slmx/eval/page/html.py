@@ -93,7 +93,7 @@ def _table(table: Table) -> str:
     )
     note = f'<p class="note">{text(table.note)}</p>' if table.note else ""
     kind = "wide" if table.wide else "folds"
-    caption = f"<caption>{text(table.caption)}</caption>"
+    caption = f"<caption><span>{text(table.caption)}</span></caption>"
     scroll = f'<div class="scroll {kind}" role="region" aria-label="{text(table.caption)}" tabindex="0">'
     return f"{scroll}<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
 

@@ -37,10 +37,10 @@ _SPECIAL = re.compile("|".join(map(re.escape, _ESCAPES)))
 
 
 def render(report: Report) -> str:
-    """All tables, each a `table` environment with a label, and the verdict as a comment before them."""
+    """All tables, each a `table` environment with a label; the verdict as a comment before them."""
     lines = [
-        "% Written by `slmx eval report`. Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc} with",
-        "% \\usepackage{textcomp}; text in Cyrillic and other scripts needs XeLaTeX or LuaLaTeX.",
+        "% Written by `slmx eval report`. Needs the packages booktabs, graphicx, textcomp and fontenc with T1;",
+        "% text in Cyrillic and other scripts needs XeLaTeX or LuaLaTeX.",
         *(f"% {' '.join(clean(sentence).split())}" for sentence in (*report.verdict, *report.cautions)),
     ]
     for section in report.sections:
@@ -64,13 +64,14 @@ def _table(table: Table, label: str) -> list[str]:
         r"\centering\small",
         rf"\caption{{{text(table.caption)}.{note}}}",
         rf"\label{{tab:slmx-{label}}}",
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",  # only what is too wide
         rf"\begin{{tabular}}{{{shape}}}",
         r"\toprule",
         _row([text(table.columns[place].head) for place in kept]),
         r"\midrule",
         *(_row([_cell(row[place]) for place in kept]) for row in table.rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
 

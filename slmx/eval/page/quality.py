@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slmx.eval.compare import Decomposition, Reading
 from slmx.eval.page import charts
 from slmx.eval.page.material import Material, Shown
 from slmx.eval.page.numbers import NONE, estimate, estimated, measured, percent
@@ -28,11 +29,13 @@ def right_answers(material: Material) -> Section:
     """The matrix of model × mode, a bar for every run, and the other metrics of answers."""
     by = material.comparison.right_by
     told = RIGHT[by.partition(":")[0]]
-    runs = [[run.named, _level(material, run), estimated(material.right(run))] for run in material.runs]
+    rows: list[list[Cell]] = [
+        [run.named, _level(material, run), estimated(material.right(run))] for run in material.runs
+    ]
     bars = Table(
         "Right answers of every run, %",
         [Column("run", "words"), Column("right, with 95 % interval", "drawing"), Column("right (interval)")],
-        runs,
+        rows,
     )
     return Section(
         "quality",
@@ -91,39 +94,19 @@ def _metrics(material: Material) -> Table:
 
 def losses(material: Material) -> Section | None:
     """Knowledge, reading loss and retrieval loss of every model that has more than one run, as stacked bars."""
-    rows: list[list[Cell]] = []
-    for one in material.comparison.decompositions:
-        for reading in one.contexts:
-            right = reading.right.mean
-            if right is None:
-                continue
-            lost = reading.retrieval_loss.mean if reading.retrieval_loss else None
-            missed = max(lost or 0.0, 0.0)
-            unread = (one.reading_loss.mean if one.reading_loss else None) is not None
-            rest = max(1 - right - missed, 0.0)
-            knowledge = one.knowledge.mean if one.knowledge else None
-            parts = [
-                charts.Part("c-right", right, "right"),
-                charts.Part("c-retrieval", missed, "lost by the retriever"),
-                charts.Part("c-reading" if unread else "c-wrong", rest, "lost in reading" if unread else "wrong"),
-            ]
-            bar = charts.stacked(
-                f"{reading.run}: {percent(right)} % right, {percent(missed)} % lost by the retriever, "
-                f"{percent(rest)} % {'lost in reading' if unread else 'wrong'}",
-                parts,
-                mark=knowledge,
-                mark_words=f"known without passages: {percent(knowledge)} %",
-            )
-            rows.append(
-                [
-                    material.shown(reading.run).named,
-                    bar,
-                    percent(right),
-                    estimated(reading.retrieval_loss),
-                    estimated(one.reading_loss),
-                    estimated(one.knowledge),
-                ]
-            )
+    rows: list[list[Cell]] = [
+        [
+            material.shown(reading.run).named,
+            _split(one, reading, reading.right.mean),
+            percent(reading.right.mean),
+            estimated(reading.retrieval_loss),
+            estimated(one.reading_loss),
+            estimated(one.knowledge),
+        ]
+        for one in material.comparison.decompositions
+        for reading in one.contexts
+        if reading.right.mean is not None
+    ]
     if not rows:
         return None
     columns = [
@@ -147,6 +130,25 @@ def losses(material: Material) -> Section | None:
             Key("c-reading", "lost in reading"),
             Key("c-ink", "line: known without passages"),
         ],
+    )
+
+
+def _split(one: Decomposition, reading: Reading, right: float) -> Svg:
+    """100 questions as a bar: right, lost by the retriever, lost in reading; a line for what the model knows."""
+    missed = max((reading.retrieval_loss.mean if reading.retrieval_loss else None) or 0.0, 0.0)
+    rest = max(1 - right - missed, 0.0)
+    colour, words = ("c-reading", "lost in reading") if one.reading_loss else ("c-wrong", "wrong")
+    knowledge = one.knowledge.mean if one.knowledge else None
+    return charts.stacked(
+        f"{reading.run}: {percent(right)} % right, {percent(missed)} % lost by the retriever, "
+        f"{percent(rest)} % {words}",
+        [
+            charts.Part("c-right", right, "right"),
+            charts.Part("c-retrieval", missed, "lost by the retriever"),
+            charts.Part(colour, rest, words),
+        ],
+        mark=knowledge,
+        mark_words=f"known without passages: {percent(knowledge)} %",
     )
 
 

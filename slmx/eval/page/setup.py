@@ -28,7 +28,7 @@ def setup(material: Material) -> Section:
         "How it was measured",
         "Everything is in each run's own files: results.json, predictions.json, run.json.",
         [
-            Table("The runs", columns, rows, wide=True),
+            Table("The runs", columns, rows),
             Table("The rules", [Column("what", "words"), Column("how", "words")], rules),
         ],
     )
