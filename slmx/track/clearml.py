@@ -31,6 +31,8 @@ STALLED_SECONDS = 15.0  # without a sign of life, the sender is taken to hang
 OFFLINE_SECONDS = 120.0  # for writing sessions to the disk
 MAX_SPOOL = 256 << 20
 MASK = b"********"
+ROOT = str(Path(__file__).parents[2])  # so that the sender is of the same slmx
+START = f"import sys; sys.path.insert(0, {ROOT!r}); from slmx.track.clearml_sender import main; main()"
 IMPORT = "clearml-task --import-offline-session"
 
 
@@ -208,7 +210,7 @@ class Sender:
         self._alive = time.monotonic()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "slmx.track.clearml_sender"],
+                [sys.executable, "-P", "-c", START],  # -P: what lies in the current folder is not imported
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

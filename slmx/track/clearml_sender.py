@@ -1,6 +1,6 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-`python -m slmx.track.clearml_sender` takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for
+It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for
 each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
 signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
 """
@@ -271,7 +271,3 @@ def _page(row: Mapping[str, Any]) -> str:
     parts = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in row.items())
     style = "dt{font-weight:bold}dd{white-space:pre-wrap;margin:0 0 1em}body{font-family:sans-serif}"
     return f'<!doctype html><meta charset="utf-8"><style>{style}</style><dl>{parts}</dl>'
-
-
-if __name__ == "__main__":
-    main()
