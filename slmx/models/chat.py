@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slmx.errors import UsageError
-from slmx.events import Listener, Notice, nobody
+from slmx.events import Listener, nobody
 from slmx.models.generators import open_generator
 from slmx.models.templates import Message
 from slmx.records import Record
@@ -19,13 +19,17 @@ UNFINISHED = "\ufffd"  # what the bytes of half a character are shown as
 
 
 class Answer(Record, frozen=True, omit_defaults=False):
-    """One turn: what was asked and answered. `stop`: `eos`, `length` (the token limit), or `asked` (Ctrl-C)."""
+    """One turn: what was asked and answered. `stop`: `eos`, `length` (the token limit), or `asked` (Ctrl-C).
+
+    `left_out` counts the oldest messages that the model did not read, since its window is too short for them.
+    """
 
     question: str
     answer: str
     stop: str
     prompt_tokens: int
     new_tokens: int
+    left_out: int
     tokens_per_second: float
 
 
@@ -36,11 +40,11 @@ class Conversation:
         SlmxError: the model's template knows no system message.
     """
 
-    def __init__(self, generator: TransformersGenerator, *, system: str = "", listen: Listener = nobody) -> None:
-        self._generator, self._listen = generator, listen
+    def __init__(self, generator: TransformersGenerator, *, system: str = "") -> None:
+        self._generator = generator
         self._first: list[Message] = [("system", system)] if system else []
         self.messages: list[Message] = list(self._first)
-        self._turn = self._dropped = 0
+        self._turn = 0
 
     @property
     def name(self) -> str:
@@ -54,7 +58,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.messages, self._dropped = list(self._first), 0
+        self.messages = list(self._first)
 
     def ask(self, question: str, said: Callable[[str], None], goes_on: Callable[[], bool] = lambda: True) -> Answer:
         """Answer, and remember both.
@@ -81,9 +85,6 @@ class Conversation:
         reply = self._generator.reply(asked, told, turn=self._turn)
         if reply.text.startswith(shown):
             said(reply.text[len(shown) :])
-        if reply.dropped > self._dropped:
-            self._listen(Notice(f"The oldest of {len(asked)} messages do not fit any more and are left out."))
-        self._dropped = reply.dropped
         self._turn += 1
         self.messages = [*asked, ("assistant", reply.text)]
         return Answer(
@@ -92,6 +93,7 @@ class Conversation:
             stop="eos" if reply.ended else "length" if goes_on() else "asked",
             prompt_tokens=reply.prompt_tokens,
             new_tokens=reply.new_tokens,
+            left_out=2 * reply.dropped,
             tokens_per_second=round(reply.new_tokens / max(perf_counter() - begin, 1e-9), 1),
         )
 
@@ -138,7 +140,7 @@ def open_conversation(
     )
     if not hasattr(generator, "reply"):
         raise UsageError(f"{model} is no language model to talk to.", hint="Name a model with weights, or its folder.")
-    conversation = Conversation(generator, system=system, listen=listen)
+    conversation = Conversation(generator, system=system)
     if system and not conversation.chats:
         raise UsageError(f"{model} has no chat template, so that a system message means nothing to it.")
     generator.window()  # no room for an answer is said before the weights are loaded
