@@ -1,8 +1,8 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for
-each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
-signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
+It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for each run; the end of stdin means that
+no more will come, even when the run itself was killed. It answers on stdout: signs of life, a run's page, what is done,
+and `away` before it ends without having sent everything.
 """
 
 from __future__ import annotations
@@ -248,11 +248,11 @@ def _report(logger: Any, report: Mapping[str, Any]) -> None:
     """Hand one report over."""
     match report:
         case {"report": "scalars", "step": step, "values": values}:
-            for name, value in values.items():
+            for name, value in _finite(values).items():
                 title, _, series = name.partition("/")
                 logger.report_scalar(title, series or title, value, iteration=step)
         case {"report": "singles", "values": values}:
-            for name, value in values.items():
+            for name, value in _finite(values).items():
                 logger.report_single_value(name, value)
         case {"report": "text", "line": line}:
             logger.report_text(line, print_console=False)
@@ -264,6 +264,11 @@ def _report(logger: Any, report: Mapping[str, Any]) -> None:
             for number, row in enumerate(rows):
                 page = io.StringIO(_page(row))
                 logger.report_media(name, f"{number + 1:03}", iteration=0, stream=page, file_extension=".html")
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """What is no number (JSON has null for it) cannot be drawn."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _page(row: Mapping[str, Any]) -> str:
