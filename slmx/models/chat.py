@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from slmx.errors import UsageError
 from slmx.events import Listener, nobody
@@ -13,9 +13,25 @@ from slmx.models.templates import Message
 from slmx.records import Record
 
 if TYPE_CHECKING:
-    from slmx.models.transformers import TransformersGenerator
+    from slmx.models.transformers import Reply
 
 UNFINISHED = "\ufffd"  # what the bytes of half a character are shown as
+
+
+@runtime_checkable
+class Talker(Protocol):
+    """A generator that holds conversations, too: see `TransformersGenerator.reply`."""
+
+    name: str
+
+    @property
+    def chats(self) -> bool:
+        """Does it take turns? Else it writes on what it is given."""
+        ...
+
+    def reply(self, messages: Sequence[Message], told: Callable[[str], bool], *, turn: int = 0) -> Reply:
+        """The next turn, told as far as it was written after every token."""
+        ...
 
 
 class Answer(Record, frozen=True, omit_defaults=False):
@@ -40,7 +56,7 @@ class Conversation:
         SlmxError: the model's template knows no system message.
     """
 
-    def __init__(self, generator: TransformersGenerator, *, system: str = "") -> None:
+    def __init__(self, generator: Talker, *, system: str = "") -> None:
         self._generator = generator
         self._first: list[Message] = [("system", system)] if system else []
         self.messages: list[Message] = list(self._first)
@@ -138,11 +154,11 @@ def open_conversation(
         device=device,
         dtype=dtype,
     )
-    if not hasattr(generator, "reply"):
+    generator.window()  # no room for an answer is said before the weights are loaded
+    if not isinstance(generator, Talker):
         raise UsageError(f"{model} is no language model to talk to.", hint="Name a model with weights, or its folder.")
     conversation = Conversation(generator, system=system)
     if system and not conversation.chats:
         raise UsageError(f"{model} has no chat template, so that a system message means nothing to it.")
-    generator.window()  # no room for an answer is said before the weights are loaded
     generator.load()
     return conversation

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -289,7 +289,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def tail(path: Path, over: threading.Event) -> Any:
+def tail(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
     """The reports of a file as they are written, up to `close`; one that its writer left open ends with `over`."""
     with path.open("rb") as stream:
         rest = b""
@@ -306,4 +306,4 @@ def tail(path: Path, over: threading.Event) -> Any:
                 if ended:
                     yield {"report": "close", "status": "failed"}
                     return
-                over.wait(0.2) if not over.is_set() else None
+                over.wait(0.2)
