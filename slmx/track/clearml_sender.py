@@ -110,19 +110,19 @@ def _cache_folder() -> Iterator[None]:
 
 @contextmanager
 def _signs_of_life(say: Any, offline: bool) -> Iterator[None]:
-    """Say that we live, and that the server does."""
-    done = threading.Event()
-    host = "" if offline else _api_host()
-    if host and not _answers(host):
-        raise Away(f"{host} does not answer")
+    """Say that we live, and, once it is known, that the server does."""
+    done, host = threading.Event(), ""
 
     def beat() -> None:
         while not done.wait(ALIVE_SECONDS):
             if not host or _answers(host):
                 say({"alive": True})
 
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=beat, daemon=True).start()  # the library's import may take long on a busy machine
     try:
+        host = "" if offline else _api_host()
+        if host and not _answers(host):
+            raise Away(f"{host} does not answer")
         yield
     finally:
         done.set()

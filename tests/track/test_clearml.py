@@ -161,6 +161,8 @@ def test_a_server_that_goes_away_in_the_middle_costs_nothing_either(
         server.stall_after = "tasks.started"
         with open_trackers(TrackOptions(("clearml",), environment=server.environment()), heard) as trackers:
             report(trackers, tmp_path / "one")
+            while "tasks.started" not in server.calls:
+                time.sleep(0.05)
         assert list(server.tasks)
     kept(heard, tmp_path / "one", "did not take everything in time")
 
