@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from slmx.errors import UsageError
-from slmx.events import Listener, Notice, nobody
+from slmx.events import Listener, nobody
 from slmx.models.generators import open_generator
 from slmx.models.templates import Message
 from slmx.records import Record
 
 if TYPE_CHECKING:
-    from slmx.models.transformers import TransformersGenerator
+    from slmx.models.transformers import Reply
 
 UNFINISHED = "\ufffd"  # what the bytes of half a character are shown as
 
 
+@runtime_checkable
+class Talker(Protocol):
+    """A generator that holds conversations, too: see `TransformersGenerator.reply`."""
+
+    name: str
+
+    @property
+    def chats(self) -> bool:
+        """Does it take turns? Else it writes on what it is given."""
+        ...
+
+    def reply(self, messages: Sequence[Message], told: Callable[[str], bool], *, turn: int = 0) -> Reply:
+        """The next turn, told as far as it was written after every token."""
+        ...
+
+
 class Answer(Record, frozen=True, omit_defaults=False):
-    """One turn: what was asked and answered. `stop`: `eos`, `length` (the token limit), or `asked` (Ctrl-C)."""
+    """One turn: what was asked and answered. `stop`: `eos`, `length` (the token limit), or `asked` (Ctrl-C).
+
+    `left_out` counts the oldest messages that the model did not read, since its window is too short for them.
+    """
 
     question: str
     answer: str
     stop: str
     prompt_tokens: int
     new_tokens: int
+    left_out: int
     tokens_per_second: float
 
 
@@ -36,11 +56,11 @@ class Conversation:
         SlmxError: the model's template knows no system message.
     """
 
-    def __init__(self, generator: TransformersGenerator, *, system: str = "", listen: Listener = nobody) -> None:
-        self._generator, self._listen = generator, listen
+    def __init__(self, generator: Talker, *, system: str = "") -> None:
+        self._generator = generator
         self._first: list[Message] = [("system", system)] if system else []
         self.messages: list[Message] = list(self._first)
-        self._turn = self._dropped = 0
+        self._turn = 0
 
     @property
     def name(self) -> str:
@@ -54,7 +74,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.messages, self._dropped = list(self._first), 0
+        self.messages = list(self._first)
 
     def ask(self, question: str, said: Callable[[str], None], goes_on: Callable[[], bool] = lambda: True) -> Answer:
         """Answer, and remember both.
@@ -81,9 +101,6 @@ class Conversation:
         reply = self._generator.reply(asked, told, turn=self._turn)
         if reply.text.startswith(shown):
             said(reply.text[len(shown) :])
-        if reply.dropped > self._dropped:
-            self._listen(Notice(f"The oldest of {len(asked)} messages do not fit any more and are left out."))
-        self._dropped = reply.dropped
         self._turn += 1
         self.messages = [*asked, ("assistant", reply.text)]
         return Answer(
@@ -92,6 +109,7 @@ class Conversation:
             stop="eos" if reply.ended else "length" if goes_on() else "asked",
             prompt_tokens=reply.prompt_tokens,
             new_tokens=reply.new_tokens,
+            left_out=2 * reply.dropped,
             tokens_per_second=round(reply.new_tokens / max(perf_counter() - begin, 1e-9), 1),
         )
 
@@ -136,11 +154,11 @@ def open_conversation(
         device=device,
         dtype=dtype,
     )
-    if not hasattr(generator, "reply"):
+    generator.window()  # no room for an answer is said before the weights are loaded
+    if not isinstance(generator, Talker):
         raise UsageError(f"{model} is no language model to talk to.", hint="Name a model with weights, or its folder.")
-    conversation = Conversation(generator, system=system, listen=listen)
+    conversation = Conversation(generator, system=system)
     if system and not conversation.chats:
         raise UsageError(f"{model} has no chat template, so that a system message means nothing to it.")
-    generator.window()  # no room for an answer is said before the weights are loaded
     generator.load()
     return conversation

@@ -23,7 +23,7 @@ def talk(open_conversation: Callable[[Listener], Conversation]) -> None:
     if console.in_terminal():
         _in_terminal(conversation)
     else:
-        _in_pipe(conversation, listen)
+        _in_pipe(conversation)
 
 
 def _in_terminal(conversation: Conversation) -> None:
@@ -45,7 +45,8 @@ def _in_terminal(conversation: Conversation) -> None:
                 continue
         console.piece("\n")
         why = {"length": ", cut at --max-new-tokens", "asked": ", stopped"}.get(answer.stop, "")
-        console.note(f"[{answer.new_tokens} tokens, {answer.tokens_per_second:.0f} a second{why}]")
+        out = f", the oldest {answer.left_out} messages not read" if answer.left_out else ""
+        console.note(f"[{answer.new_tokens} tokens, {answer.tokens_per_second:.0f} a second{why}{out}]")
         if stop.signal == signal.SIGTERM:
             raise stop.error("The conversation was ended.", hint="")
 
@@ -60,13 +61,16 @@ def _typed() -> Iterator[str]:
         except EOFError:
             console.piece("\n")
             return
+        except KeyboardInterrupt:
+            console.piece("\n")
+            raise
         if line.strip() == "/quit":
             return
         if line.strip():
             yield line
 
 
-def _in_pipe(conversation: Conversation, listen: Listener) -> None:
+def _in_pipe(conversation: Conversation) -> None:
     with stopping() as stop:
         for line in sys.stdin:
             question = line.strip()

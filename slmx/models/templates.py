@@ -106,7 +106,8 @@ class PromptEncoder:
             return self._begun(self._defused(text, [(0, len(text))]))
         places = [f"{_MESSAGE}{i}x" for i in range(len(messages))]
         turns = [{"role": role, "content": place} for (role, _), place in zip(messages, places, strict=True)]
-        rest, text, spans = self._rendered(turns, False), "", []
+        rest, text = self._rendered(turns, False), ""
+        spans: list[tuple[int, int]] = []
         for place, (_, content) in zip(places, messages, strict=True):
             before, found, rest = rest.partition(place)
             if not found:

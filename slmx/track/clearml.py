@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,8 @@ STALLED_SECONDS = 15.0  # without a sign of life, the sender is taken to hang
 OFFLINE_SECONDS = 120.0  # for writing sessions to the disk
 MAX_SPOOL = 256 << 20
 MASK = b"********"
+ROOT = str(Path(__file__).parents[2])  # so that the sender is of the same slmx
+START = f"import sys; sys.path.insert(0, {ROOT!r}); from slmx.track.clearml_sender import main; main()"
 IMPORT = "clearml-task --import-offline-session"
 
 
@@ -208,7 +210,7 @@ class Sender:
         self._alive = time.monotonic()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "slmx.track.clearml_sender"],
+                [sys.executable, "-P", "-c", START],  # -P: what lies in the current folder is not imported
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -287,7 +289,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def tail(path: Path, over: threading.Event) -> Any:
+def tail(path: Path, over: threading.Event) -> Iterator[dict[str, Any]]:
     """The reports of a file as they are written, up to `close`; one that its writer left open ends with `over`."""
     with path.open("rb") as stream:
         rest = b""
@@ -304,4 +306,4 @@ def tail(path: Path, over: threading.Event) -> Any:
                 if ended:
                     yield {"report": "close", "status": "failed"}
                     return
-                over.wait(0.2) if not over.is_set() else None
+                over.wait(0.2)

@@ -1,8 +1,8 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-`python -m slmx.track.clearml_sender` takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for
-each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
-signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
+It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for each run; the end of stdin means
+that no more will come, even when the run itself was killed. It answers on stdout: signs of life, a run's page, what is
+done, and `away` before it ends without having sent everything.
 """
 
 from __future__ import annotations
@@ -110,19 +110,19 @@ def _cache_folder() -> Iterator[None]:
 
 @contextmanager
 def _signs_of_life(say: Any, offline: bool) -> Iterator[None]:
-    """Say that we live, and that the server does."""
-    done = threading.Event()
-    host = "" if offline else _api_host()
-    if host and not _answers(host):
-        raise Away(f"{host} does not answer")
+    """Say that we live, and, once it is known, that the server does."""
+    done, host = threading.Event(), ""
 
     def beat() -> None:
         while not done.wait(ALIVE_SECONDS):
             if not host or _answers(host):
                 say({"alive": True})
 
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=beat, daemon=True).start()  # the library's import may take long on a busy machine
     try:
+        host = "" if offline else _api_host()
+        if host and not _answers(host):
+            raise Away(f"{host} does not answer")
         yield
     finally:
         done.set()
@@ -248,11 +248,11 @@ def _report(logger: Any, report: Mapping[str, Any]) -> None:
     """Hand one report over."""
     match report:
         case {"report": "scalars", "step": step, "values": values}:
-            for name, value in values.items():
+            for name, value in _finite(values).items():
                 title, _, series = name.partition("/")
                 logger.report_scalar(title, series or title, value, iteration=step)
         case {"report": "singles", "values": values}:
-            for name, value in values.items():
+            for name, value in _finite(values).items():
                 logger.report_single_value(name, value)
         case {"report": "text", "line": line}:
             logger.report_text(line, print_console=False)
@@ -266,12 +266,13 @@ def _report(logger: Any, report: Mapping[str, Any]) -> None:
                 logger.report_media(name, f"{number + 1:03}", iteration=0, stream=page, file_extension=".html")
 
 
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """What is no number (JSON has null for it) cannot be drawn."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _page(row: Mapping[str, Any]) -> str:
     """An example as a page; all text is escaped."""
     parts = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in row.items())
     style = "dt{font-weight:bold}dd{white-space:pre-wrap;margin:0 0 1em}body{font-family:sans-serif}"
     return f'<!doctype html><meta charset="utf-8"><style>{style}</style><dl>{parts}</dl>'
-
-
-if __name__ == "__main__":
-    main()

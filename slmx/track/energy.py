@@ -38,7 +38,7 @@ class Package:
         return self._joules
 
 
-def packages(powercap: Path = POWERCAP) -> list[Package]:
+def packages(powercap: Path) -> list[Package]:
     """The packages whose counters may be read: often root alone may, and virtual machines have none."""
     found = []
     for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD's processors have them under this name, too
@@ -53,8 +53,8 @@ def packages(powercap: Path = POWERCAP) -> list[Package]:
 class EnergyMeter:
     """Joules since it was made. Cards may come later: they count from the first reading that names them."""
 
-    def __init__(self, powercap: Path = POWERCAP) -> None:
-        self._packages = packages(powercap)
+    def __init__(self, powercap: Path | None = None) -> None:
+        self._packages = packages(powercap or POWERCAP)
         self._cards: dict[str, _CardEnergy] = {}
 
     def read(self, cards: Mapping[str, Card]) -> float:

@@ -93,7 +93,8 @@ class MemoryLog:
 
     def record(self) -> dict[str, Any]:
         """The content of memory_usage.json; `samples` holds curves over `seconds` since the log began."""
-        curves = {key: [sample[key] for sample in self.samples] for key in ("seconds", *CURVES)}
+        samples = list(self.samples)  # the thread may go on
+        curves = {key: [sample[key] for sample in samples] for key in ("seconds", *CURVES)}
         return {
             "detailed_log": self.detailed_log,
             "peak_usage": self.peak_usage,

@@ -122,12 +122,14 @@ class Trackers:
         self._each(lambda tracker: tracker.start(run))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """As in Tracker."""
-        self._each(lambda tracker: tracker.scalars(step, values))
+        """As in Tracker; any kind of number will do."""
+        plain = {name: float(value) for name, value in values.items()}
+        self._each(lambda tracker: tracker.scalars(step, plain))
 
     def singles(self, values: Mapping[str, float]) -> None:
-        """As in Tracker."""
-        self._each(lambda tracker: tracker.singles(values))
+        """As in Tracker; any kind of number will do."""
+        plain = {name: float(value) for name, value in values.items()}
+        self._each(lambda tracker: tracker.singles(plain))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """As in Tracker."""

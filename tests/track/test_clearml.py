@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slmx import settings
@@ -49,7 +50,8 @@ def report(trackers: Trackers, folder: Path, *, step: int = 0) -> None:
     with trackers.run(run):
         for place in (1, 2):
             trackers.scalars(place, {"loss/train": 1.0 / place, "lr": 0.5})
-        trackers.singles({"em": 0.5})
+        trackers.scalars(3, {"loss/train": float("nan"), "numpy": np.float32(0.25)})
+        trackers.singles({"em": 0.5, "undefined": float("nan")})
         trackers.table("metrics", ["metric", "mean"], [["em", 0.5]])
         trackers.figure("memory", {"data": [{"type": "scatter", "x": [1], "y": [2]}], "layout": {}})
         trackers.samples("predictions", [{"question": "<script>alert(1)</script>", "answer": "b"}] * 100)
@@ -76,6 +78,7 @@ def test_an_offline_session_holds_everything_and_no_secret(tmp_path: Path) -> No
         events = [event for line in files["metrics.jsonl"].splitlines() for event in json.loads(line)]
         curves = [(e["metric"], e["variant"], e["iter"], e["value"]) for e in events if "scalar" in e["type"]]
         assert ("loss", "train", 2, 0.5) in curves and ("lr", "lr", 1, 0.5) in curves
+        assert ("numpy", "numpy", 3, 0.25) in curves and not any(name == "undefined" for _, name, *_ in curves)
         assert any(curve[:2] == ("Summary", "em") for curve in curves)
         assert {e["metric"] for e in events if e["type"] == "plot"} == {"metrics", "memory"}
         pages = [content for file, content in files.items() if file.endswith(".html")]
@@ -158,6 +161,8 @@ def test_a_server_that_goes_away_in_the_middle_costs_nothing_either(
         server.stall_after = "tasks.started"
         with open_trackers(TrackOptions(("clearml",), environment=server.environment()), heard) as trackers:
             report(trackers, tmp_path / "one")
+            while "tasks.started" not in server.calls:
+                time.sleep(0.05)
         assert list(server.tasks)
     kept(heard, tmp_path / "one", "did not take everything in time")
 
