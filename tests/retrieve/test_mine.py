@@ -17,7 +17,8 @@ import pytest
 from slmx.data.datasets import open_dataset
 from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.retrieve import mine as module
-from slmx.retrieve.mine import Mined, MineOptions, mine
+from slmx.retrieve.mine import Mined, mine
+from slmx.retrieve.negatives import MineOptions
 from slmx.retrieve.opening import open_retriever
 from slmx.signals import Stop
 from slmx.train.pairs import open_sets
@@ -192,7 +193,8 @@ def test_killed_by_the_system_it_goes_on(folder: Path, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from slmx.retrieve import mine as module
-from slmx.retrieve.mine import MineOptions, mine
+from slmx.retrieve.mine import mine
+from slmx.retrieve.negatives import MineOptions
 from slmx.signals import Stop
 module.BATCH, TO, slow = 1, sys.argv[1], len(sys.argv) > 2
 def listen(event):
