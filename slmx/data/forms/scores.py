@@ -59,7 +59,7 @@ def open_scores(path: Path, cache_dir: Path) -> Scores:
         try:
             with whole_folder(place, marker=LAST) as made:
                 _write(made, path)
-        except RefusedError:
+        except (RefusedError, OSError):  # another process was faster, and its folder has the same content
             if not (place / LAST).is_file():
                 raise
     return Scores(place)
