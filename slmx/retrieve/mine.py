@@ -85,6 +85,8 @@ def mine(options: MineOptions, *, stop: Stop, listen: Listener = nobody) -> Mine
     started = time.perf_counter()
     _check(options)
     source = _open_source(options, listen)
+    hint = "The same command again begins anew; the vectors so far are kept."
+    watched = stop.watched(listen, "Stopped before the first pair was mined.", hint=hint)
     retriever = open_retriever(
         options.retriever,
         source.corpus,
@@ -92,7 +94,7 @@ def mine(options: MineOptions, *, stop: Stop, listen: Listener = nobody) -> Mine
         language=options.language,
         device=options.device,
         dtype=options.dtype,
-        listen=listen,
+        listen=watched,
     )
     teacher = _open_teacher(options, listen)
     identity = _identity(options, source, retriever, teacher)
@@ -100,7 +102,7 @@ def mine(options: MineOptions, *, stop: Stop, listen: Listener = nobody) -> Mine
     if known is not None:
         listen(Notice(f"{options.to} is finished; nothing was done."))
         return msgspec.convert({**known, "folder": str(options.to)}, Mined)
-    texts = open_texts(source.corpus, options.cache_dir, listen)
+    texts = open_texts(source.corpus, options.cache_dir, watched)
     miner = Miner(options, retriever, teacher, texts, Positives(source.examples()))
     with making(options.to, MADE_BY, identity) as made:
         _work(miner, source, made, stop, listen)

@@ -89,7 +89,10 @@ def synthesize(options: SynthesizeOptions, *, stop: Stop, listen: Listener = nob
         listen(Notice(f"{options.to} is finished; nothing was done."))
         return msgspec.convert({**known, "folder": str(options.to)}, Synthesized)
     queries = writer.write(stop)
-    kept, left_out = _filter(options, queries, corpus, listen)
+    watched = stop.watched(
+        listen, "Stopped while filtering.", hint="The same command again filters; the queries are kept."
+    )
+    kept, left_out = _filter(options, queries, corpus, watched)
     if not kept:
         told = ", ".join(f"{rule}: {count}" for rule, count in left_out.items())
         raise SlmxError(

@@ -257,3 +257,17 @@ def test_the_command(folder: Path, empty_folder: Path) -> None:
         [*command, "--split", "test"], check=False, capture_output=True, text=True, cwd=empty_folder
     )
     assert refused.returncode == 2 and "never mined from it" in refused.stderr
+
+
+def test_a_stop_while_the_corpus_is_encoded_ends_there(
+    asked: Callable[..., MineOptions], encoder_folder: Path, tmp_path: Path
+) -> None:
+    stop = Stop()
+
+    def at_once(event: Any) -> None:
+        if getattr(event, "task", "").startswith("encode"):
+            stop.signal = signal.SIGINT
+
+    with pytest.raises(SlmxError, match="Stopped before the first pair was mined") as caught:
+        mine(asked(retriever=str(encoder_folder)), stop=stop, listen=at_once)
+    assert caught.value.code == 130 and not (tmp_path / "out").exists()
