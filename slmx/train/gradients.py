@@ -109,7 +109,11 @@ def add_gradients(
         for piece in own:
             made = tower.embed(piece.features, _seed(seed, step, piece)) if cached else kept.pop(0)
             made.backward(wanted[piece.places])  # type: ignore[no-untyped-call]
-    _add_up([weight for _, weight in tower.named_weights()], ranks)
+    weights = [weight for _, weight in tower.named_weights()]
+    for weight in weights:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
+    _add_up(weights, ranks)
     return float(loss.detach())
 
 

@@ -62,6 +62,9 @@ class Tower:
         if any(self.prompts.values()):
             self.model.prompts = {"query": self.prompts["query"], "document": self.prompts["passage"]}
         self.model.train()
+        for module in self.model.modules():  # a piece has few of all words: their gradients alone are added up
+            if isinstance(module, torch.nn.Embedding) and device.type == "cpu":
+                module.sparse = True
 
     @property
     def dimension(self) -> int:
