@@ -345,7 +345,7 @@ def _identity(planned: Planned, settled: settle.Settled) -> dict[str, Any]:
         "steps": plan.steps,
         "batch_tokens": plan.batch_tokens,
         "data": content_of(planned.data.train),
-        "start": None if planned.start is None else sorted(planned.start) and _hash(planned.start),
+        "start": None if planned.start is None else _hash(planned.start),
         "dtype": settled.dtype,
         "attention": settled.attention,
         "micro": settled.micro,
