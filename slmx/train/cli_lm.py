@@ -12,7 +12,7 @@ from slmx import options
 from slmx.group import Group
 
 if TYPE_CHECKING:
-    from slmx.train.lm import LmOptions
+    from slmx.train.lm_plan import LmOptions
     from slmx.train.ranks import Ranks
 
 app = Group("train", "Tokens in, weights out.")  # its commands are joined to those of slmx.train.cli
@@ -139,7 +139,7 @@ def lm(
     from slmx import settings
     from slmx.track.trackers import chosen_trackers
     from slmx.train import ranks
-    from slmx.train.lm import LmOptions
+    from slmx.train.lm_plan import LmOptions
 
     known = settings.load()
     asked = LmOptions(
@@ -191,7 +191,7 @@ def lm(
 
 def _plan(asked: LmOptions) -> None:
     from slmx import console
-    from slmx.train.lm import plan_lm, render_plan
+    from slmx.train.lm_plan import plan_lm, render_plan
 
     console.show(render_plan(plan_lm(asked).plan))
 
@@ -202,8 +202,9 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
     from slmx.signals import stopping
     from slmx.track.trackers import TrackOptions, open_trackers
     from slmx.train import lm
+    from slmx.train.lm_plan import plan_lm, render_plan
 
-    planned = lm.plan_lm(asked)
+    planned = plan_lm(asked)
     with console.listening() as listen:
         if dry_run:
             estimate = lm.estimate_lm(planned, ranks=joined, listen=listen)
@@ -211,7 +212,7 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
                 console.result(estimate, lm.render_estimate)
             return
         if joined.world == 1:
-            console.show(lm.render_plan(planned.plan))
+            console.show(render_plan(planned.plan))
         assert isinstance(track, TrackOptions)
         with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
             report = lm.train_lm(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
