@@ -1,8 +1,10 @@
 """`slmx train lm`: a token file in, a small transformer out, as a folder that transformers loads.
 
-planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
-with joined(["cpu"]) as ranks, stopping() as stop:
-    report = train_lm(planned, ranks=ranks, stop=stop)
+    planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
+    with joined(["cpu"]) as ranks, stopping() as stop:
+        report = train_lm(planned, ranks=ranks, stop=stop)
+
+What is wrong with options or data is found by the plan (slmx.train.lm_plan).
 """
 
 from __future__ import annotations
