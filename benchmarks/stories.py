@@ -21,7 +21,8 @@ from train_lm import KEPT_OUT, stories_of, token_folder
 
 from slmx.events import Notice, Progress
 from slmx.signals import Stop
-from slmx.train.lm import LmOptions, estimate_lm, plan_lm, train_lm
+from slmx.train.lm import estimate_lm, train_lm
+from slmx.train.lm_plan import LmOptions, plan_lm
 from slmx.train.ranks import Ranks
 
 WINDOW = 512  # tokens, of both models

@@ -12,8 +12,9 @@ from slmx import options
 from slmx.group import Group
 
 if TYPE_CHECKING:
-    from slmx.train.lm import LmOptions
+    from slmx.train.lm_plan import LmOptions
     from slmx.train.ranks import Ranks
+    from slmx.train.sft import SftOptions
 
 app = Group("train", "Tokens in, weights out.")  # its commands are joined to those of slmx.train.cli
 
@@ -139,7 +140,7 @@ def lm(
     from slmx import settings
     from slmx.track.trackers import chosen_trackers
     from slmx.train import ranks
-    from slmx.train.lm import LmOptions
+    from slmx.train.lm_plan import LmOptions
 
     known = settings.load()
     asked = LmOptions(
@@ -191,7 +192,7 @@ def lm(
 
 def _plan(asked: LmOptions) -> None:
     from slmx import console
-    from slmx.train.lm import plan_lm, render_plan
+    from slmx.train.lm_plan import plan_lm, render_plan
 
     console.show(render_plan(plan_lm(asked).plan))
 
@@ -202,8 +203,9 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
     from slmx.signals import stopping
     from slmx.track.trackers import TrackOptions, open_trackers
     from slmx.train import lm
+    from slmx.train.lm_plan import plan_lm, render_plan
 
-    planned = lm.plan_lm(asked)
+    planned = plan_lm(asked)
     with console.listening() as listen:
         if dry_run:
             estimate = lm.estimate_lm(planned, ranks=joined, listen=listen)
@@ -211,7 +213,7 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
                 console.result(estimate, lm.render_estimate)
             return
         if joined.world == 1:
-            console.show(lm.render_plan(planned.plan))
+            console.show(render_plan(planned.plan))
         assert isinstance(track, TrackOptions)
         with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
             report = lm.train_lm(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
@@ -243,3 +245,145 @@ def plot(
     with console.listening() as listen:
         report = draw(runs, to=to, until=until, forecasting=forecast, overwrite=overwrite, seed=chosen, listen=listen)
     console.result(report, render_report)
+
+
+@app.command("sft")
+def sft(
+    model: Annotated[
+        str, typer.Option("--model", help="The --save-dir of `slmx train lm`, a folder of transformers, or a Hub id.")
+    ],
+    data: Annotated[Path, typer.Option("--data", help="A folder of `slmx data prepare-sft`, or train_sft_packed.bin.")],
+    save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the tuned model and its checkpoints.")],
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="2 epochs")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows a step.")] = 16,
+    context: Annotated[
+        int | None, typer.Option("--context", min=8, help="Tokens a row.", show_default="the model's, at most 1,024")
+    ] = None,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", min=0, help="LoRA of this rank; 0: all weights learn.")] = 0,
+    lora_alpha: Annotated[float, typer.Option("--lora-alpha", min=0.0, help="LoRA's scale, times 1/rank.")] = 32.0,
+    lora_dropout: Annotated[float, typer.Option("--lora-dropout", min=0.0, max=0.9, help="Of LoRA's input.")] = 0.0,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw, muon.")] = "adamw",
+    lr: Annotated[
+        float | None, typer.Option("--lr", min=0.0, help="The highest rate.", show_default="1e-4; LoRA 2e-4")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the layers' matrices.")] = 0.0,
+    schedule: Annotated[str, typer.Option("--schedule", help="cosine, wsd, constant.")] = "cosine",
+    warmup: Annotated[
+        float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")
+    ] = 0.05,
+    clip: Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")] = 1.0,
+    attention: Annotated[
+        str, typer.Option("--attention", help="auto; blocked, sdpa, flex; other architectures: sdpa, eager.")
+    ] = "auto",
+    device: options.Device = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto (what is measured faster), bfloat16, float32.")] = "auto",
+    gpus: options.Gpus = "",
+    num_gpus: options.NumGpus = None,
+    val_rows: Annotated[int, typer.Option("--val-rows", min=0, help="Validate on so many rows at most.")] = 64,
+    val_interval: Annotated[
+        int | None, typer.Option("--val-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+    ] = None,
+    save_interval: Annotated[
+        int | None, typer.Option("--save-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+    ] = None,
+    sample_interval: Annotated[
+        int | None, typer.Option("--sample-interval", min=0, help="Steps; 0: none.", show_default="a tenth")
+    ] = None,
+    log_interval: Annotated[int, typer.Option("--log-interval", min=1, help="Steps a row of the metrics.")] = 10,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    clearml: options.ClearML = None,
+    tensorboard: options.TensorBoard = None,
+    seed: options.Seed = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Fine-tune a causal language model on examples, with the loss on the answers alone.
+
+    Example: `slmx train sft --model runs/lm --data sft --save-dir runs/sft`
+    """
+    from slmx import console, settings
+    from slmx.data.sft_files import EmptyMask
+    from slmx.track.trackers import chosen_trackers
+    from slmx.train import ranks
+    from slmx.train.sft import SftOptions
+
+    known = settings.load_with_hub_token()
+    asked = SftOptions(
+        model=model,
+        data=data,
+        save_dir=save_dir,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        context=context,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        clip=clip,
+        attention=attention,
+        device=device or known.device,
+        dtype=dtype,
+        val_rows=val_rows,
+        val_interval=val_interval,
+        save_interval=save_interval,
+        sample_interval=sample_interval,
+        log_interval=log_interval,
+        keep=keep,
+        resume=resume,
+        overwrite=overwrite,
+        seed=known.seed if seed is None else seed,
+        command=" ".join(["slmx", *sys.argv[1:]]),
+    )
+    track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
+    devices = ranks.devices(asked.device, gpus, num_gpus)
+    try:
+        if len(devices) > 1 and not ranks.inside():
+            _plan_sft(asked, on_the_way=True)
+            ranks.launch(len(devices), sys.argv[1:])
+            return
+        if dry_run:
+            _plan_sft(asked, on_the_way=False)
+            return
+        with ranks.joined(devices) as joined:
+            _train_sft(asked, joined, track)
+    except EmptyMask as empty:
+        console.show(console.tokens(empty.view))
+        raise
+
+
+def _plan_sft(asked: SftOptions, *, on_the_way: bool) -> None:
+    from slmx import console
+    from slmx.train.sft import plan_sft, render_plan
+
+    with console.listening() as listen:
+        planned = plan_sft(asked, listen)
+    if on_the_way:
+        console.show(render_plan(planned.plan))
+    else:
+        console.result(planned.plan, render_plan)
+
+
+def _train_sft(asked: SftOptions, joined: Ranks, track: object) -> None:
+    """Plan and tune in this process; rank 0 alone speaks."""
+    from slmx import console
+    from slmx.events import nobody
+    from slmx.signals import stopping
+    from slmx.track.trackers import TrackOptions, open_trackers
+    from slmx.train import sft as work
+
+    with console.listening() as listen:
+        planned = work.plan_sft(asked, listen if joined.main else nobody)
+        if joined.world == 1:
+            console.show(work.render_plan(planned.plan))
+        assert isinstance(track, TrackOptions)
+        with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
+            report = work.train_sft(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
+    if joined.main:
+        console.result(report, work.render_report)

@@ -1,212 +1,36 @@
 """`slmx train lm`: a token file in, a small transformer out, as a folder that transformers loads.
 
-planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
-with joined(["cpu"]) as ranks, stopping() as stop:
-    report = train_lm(planned, ranks=ranks, stop=stop)
+    planned = plan_lm(LmOptions(data=Path("tokens"), save_dir=Path("runs/lm"), preset="nano-6m", steps=1000))
+    with joined(["cpu"]) as ranks, stopping() as stop:
+        report = train_lm(planned, ranks=ranks, stop=stop)
+
+What is wrong with options or data is found by the plan (slmx.train.lm_plan).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from slmx import presets
-from slmx.data.token_files import TokenFile, TokenFolder, open_folder
-from slmx.errors import UsageError
 from slmx.events import Listener, nobody
 from slmx.files import hash_value
 from slmx.records import Record
 from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
-from slmx.train import attention, export, optim, parallel, settle, writing
+from slmx.train import attention, export, settle, writing
+from slmx.train.lm_plan import LmPlan, Planned, content_of, render_plan
 from slmx.train.loop import Batch, LoopOptions, LoopReport, run
 from slmx.train.ranks import Ranks
-from slmx.train.transformer import Shape, Transformer, count_parameters, flops_per_token
-from slmx.train.windows import Windows, spread
+from slmx.train.transformer import Transformer
+from slmx.train.windows import spread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-HEAD = 1 << 20  # ids at the beginning and the end of a file without a sidecar that tell it from others
-
-
-@dataclass(frozen=True)
-class LmOptions:
-    """What the command line asks for; the defaults are those of the command.
-
-    `steps`, `tokens` and `epochs` are three ways to say how long; none: one epoch. None elsewhere: `batch_tokens` and
-    `context` of the preset, `micro_tokens` what suits the device, intervals a tenth of the steps,
-    10 at least.
-    """
-
-    data: Path
-    save_dir: Path
-    preset: str = ""
-    init_from: Path | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    epochs: float | None = None
-    batch_tokens: int | None = None
-    micro_tokens: int | None = None
-    context: int | None = None
-    optimizer: str = "muon"
-    lr: float | None = None
-    matrix_lr: float = 0.02
-    weight_decay: float = 0.1
-    schedule: str = "wsd"
-    warmup: float = 0.02
-    decay: float = 0.4
-    floor: float = 0.0
-    clip: float = 1.0
-    document_mask: bool = True
-    attention: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    compile: bool | None = None
-    strategy: str = "ddp"
-    val_tokens: int = 65_536
-    val_interval: int | None = None
-    save_interval: int | None = None
-    sample_interval: int | None = None
-    log_interval: int = 10
-    keep: int = 2
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    command: str = ""
-
-
-class LmPlan(Record, frozen=True, omit_defaults=False):
-    """What will be trained. `memory_bytes`: weights, gradients and the optimizer's state, without activations.
-
-    `flops_per_token` are those of a training step, `val_tokens` 0 where there is nothing to validate on.
-    """
-
-    model: str
-    shape: Shape
-    parameters: int
-    train_tokens: int
-    val_tokens: int
-    bytes_per_token: float | None
-    batch_tokens: int
-    steps: int
-    tokens: int
-    epochs: float
-    memory_bytes: int
-    flops_per_token: int
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan with everything opened; `start` are the weights of --init-from."""
-
-    options: LmOptions
-    plan: LmPlan
-    data: TokenFolder
-    windows: Windows
-    start: Mapping[str, Tensor] | None
-
-
-def plan_lm(options: LmOptions) -> Planned:
-    """Open the data, choose the shape, and check that they fit.
-
-    Raises:
-        UsageError: options that contradict each other or the data.
-        SlmxError: data that cannot be used, or too little of it for one batch.
-    """
-    _check(options)
-    start, batch_tokens = None, None
-    if options.init_from is not None:
-        shape, start = export.load_model(options.init_from)
-        name = options.init_from.name
-        data = open_folder(options.data, vocab_size=shape.vocab_size)
-        _same_vocabulary(data.train, shape, options.init_from)
-    else:
-        name, preset = presets.get(presets.TransformerPreset, options.preset)
-        data = open_folder(options.data, vocab_size=preset.vocab_size)
-        shape, batch_tokens = _shape(preset, data.train.vocab_size or preset.vocab_size), preset.batch_tokens
-    context = options.context or shape.context
-    shape = _with_context(shape, context)
-    batch = _windows_a_step(options.batch_tokens or batch_tokens or 16 * context, context)
-    windows = Windows(data.train, length=context, batch=batch, seed=options.seed)
-    steps = _steps(options, windows)
-    plan = LmPlan(
-        model=name,
-        shape=shape,
-        parameters=count_parameters(shape),
-        train_tokens=len(data.train),
-        val_tokens=min(options.val_tokens, len(data.val)) if data.val and options.val_tokens else 0,
-        bytes_per_token=data.train.bytes_per_token,
-        batch_tokens=batch * context,
-        steps=steps,
-        tokens=steps * batch * context,
-        epochs=windows.epochs(steps),
-        memory_bytes=count_parameters(shape) * (12 if options.optimizer == "muon" else 16),
-        flops_per_token=flops_per_token(shape, context),
-    )
-    return Planned(options, plan, data, windows, start)
-
-
-def _check(options: LmOptions) -> None:
-    from slmx.registry import unknown_name
-
-    if bool(options.preset) == (options.init_from is not None):
-        raise UsageError(
-            "--preset makes a new model, --init-from goes on with one: give one of them.",
-            hint=f"Presets: {', '.join(presets.load('transformers'))}.",
-        )
-    if sum(one is not None for one in (options.steps, options.tokens, options.epochs)) > 1:
-        raise UsageError("--steps, --tokens and --epochs all say how long.", hint="Give one of them.")
-    for kind, name, known in (
-        ("schedule", options.schedule, optim.SCHEDULES),
-        ("optimizer", options.optimizer, optim.OPTIMIZERS),
-        ("attention back end", options.attention, ("auto", *attention.BACKENDS)),
-        ("strategy", options.strategy, parallel.STRATEGIES),
-    ):
-        if name not in known:
-            raise unknown_name(kind, name, known)
-
-
-def _shape(preset: presets.TransformerPreset, vocab_size: int) -> Shape:
-    said = preset.model_dump(exclude={"about", "aliases", "batch_tokens"})
-    return Shape(**{**said, "vocab_size": vocab_size, "kv_heads": preset.kv_heads or preset.heads})
-
-
-def _with_context(shape: Shape, context: int) -> Shape:
-    import msgspec
-
-    return msgspec.structs.replace(shape, context=context)
-
-
-def _same_vocabulary(file: TokenFile, shape: Shape, start: Path) -> None:
-    if file.sidecar and file.sidecar.vocab_size != shape.vocab_size:
-        raise UsageError(
-            f"{file.path} has {file.sidecar.vocab_size:,} token types and {start} {shape.vocab_size:,}.",
-            hint="Prepare the data with the tokenizer of that model.",
-        )
-
-
-def _windows_a_step(batch_tokens: int, context: int) -> int:
-    if batch_tokens % context:
-        raise UsageError(
-            f"--batch-tokens {batch_tokens:,} is no multiple of the context of {context:,} tokens.",
-            hint=f"--batch-tokens {max(1, round(batch_tokens / context)) * context}",
-        )
-    return batch_tokens // context
-
-
-def _steps(options: LmOptions, windows: Windows) -> int:
-    if options.steps is not None:
-        return options.steps
-    if options.tokens is not None:
-        return max(1, round(options.tokens / (windows.batch_size * windows.length)))
-    return max(1, round((options.epochs or 1.0) * windows.count / windows.batch_size))
 
 
 class LmTask:
@@ -345,7 +169,7 @@ def _identity(planned: Planned, settled: settle.Settled) -> dict[str, Any]:
         "steps": plan.steps,
         "batch_tokens": plan.batch_tokens,
         "data": content_of(planned.data.train),
-        "start": None if planned.start is None else sorted(planned.start) and _hash(planned.start),
+        "start": None if planned.start is None else _hash(planned.start),
         "dtype": settled.dtype,
         "attention": settled.attention,
         "micro": settled.micro,
@@ -353,34 +177,9 @@ def _identity(planned: Planned, settled: settle.Settled) -> dict[str, Any]:
     }
 
 
-def content_of(file: TokenFile) -> str:
-    """A hash of what a token file holds: its sidecar, or its length, beginning and end."""
-    if file.sidecar:
-        return hash_value(file.sidecar)
-    ends = [file.ids[:HEAD].tobytes(), file.ids[-HEAD:].tobytes()]
-    return hash_value([len(file), *(hash_value(end) for end in ends)])
-
-
 def _hash(weights: Mapping[str, Tensor]) -> str:
     return hash_value(
         {name: [float(one.double().sum()), float(one.double().square().sum())] for name, one in weights.items()}
-    )
-
-
-def render_plan(plan: LmPlan) -> RenderableType:
-    """What will be trained, in four lines."""
-    shape = plan.shape
-    heads = f"{shape.heads} heads" + (f" over {shape.kv_heads} keys" if shape.kv_heads != shape.heads else "")
-    extra = ", QK norm" if shape.qk_norm else ""
-    val = f"{plan.val_tokens:,} tokens of val.bin" if plan.val_tokens else "nothing to validate on"
-    return (
-        f"{plan.model}: {plan.parameters:,} parameters, {shape.layers} layers × {shape.dim}, {heads}, "
-        f"{shape.activation} {shape.hidden}{extra}, context {shape.context}, vocabulary {shape.vocab_size:,}\n"
-        f"data: {plan.train_tokens:,} tokens to train on; {val}\n"
-        f"length: {plan.steps:,} steps of {plan.batch_tokens:,} tokens = {plan.tokens:,} tokens, "
-        f"{plan.epochs:.2f} epochs\n"
-        f"memory: {plan.memory_bytes / (1 << 20):,.0f} MiB without activations; "
-        f"{plan.flops_per_token / 1e6:,.1f} million operations a token"
     )
 
 

@@ -27,7 +27,8 @@ from slmx.train.ranks import Ranks
 from slmx.train.transformer import Shape, flops_per_token
 
 if TYPE_CHECKING:
-    from slmx.train.lm import LmOptions, LmTask
+    from slmx.train.lm import LmTask
+    from slmx.train.lm_plan import LmOptions
     from slmx.train.loop import LoopOptions
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}  # at a time, at most: a processor's caches are small

@@ -22,7 +22,8 @@ from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.signals import Stop
 from slmx.train import checkpoints, lm, settle
-from slmx.train.lm import LmOptions, plan_lm, train_lm
+from slmx.train.lm import train_lm
+from slmx.train.lm_plan import LmOptions, plan_lm
 from slmx.train.loop import LoopReport
 from slmx.train.ranks import Ranks
 from tests.train.lm_files import PRESET, write_folder

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slmx.data.prepare_sft import SftJob, prepare_sft
+from slmx.data.sft_files import EmptyMask, open_sft
+from slmx.errors import RefusedError, SlmxError, UsageError
+from slmx.models.tokenizers import load_tokenizer
+from slmx.signals import Stop
+from slmx.train import export
+from slmx.train.cross_entropy import IGNORED
+from slmx.train.packing import Packed
+from slmx.train.ranks import joined
+from slmx.train.sft import SftOptions, plan_sft, train_sft
+from slmx.train.transformer import Shape, Transformer
+from slmx.train.tuned import Lora, open_tuned
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer trained here, models of ours and of transformers with random weights, and examples."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from slmx.train.tokenizer import TokenizerOptions, train_tokenizer
+
+    root = tmp_path_factory.mktemp("sft")
+    text = "Which number comes after 4? The number after 4 is 5. One two three four five six seven.\n" * 40
+    (root / "corpus.txt").write_text(text, encoding="utf-8")
+    train_tokenizer(TokenizerOptions([root / "corpus.txt"], root / "tokenizer", vocab_size=300))
+    tokenizer = load_tokenizer(root / "tokenizer")
+    size = tokenizer.vocab_size
+    for name, more in (("ours", {}), ("qk", {"qk_norm": True, "kv_heads": 2, "activation": "relu2", "tied": False})):
+        shape = Shape(
+            **{
+                "vocab_size": size,
+                "dim": 32,
+                "layers": 2,
+                "heads": 4,
+                "kv_heads": 4,
+                "hidden": 64,
+                "context": 96,
+                **more,
+            }
+        )
+        model = Transformer(shape)
+        model.initialise(1)
+        with torch.no_grad():
+            for weight in model.parameters():  # no layer begins as the identity, so that a leak would show
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
+        export.save_model(
+            root / name, shape, dict(model.named_parameters()), end_of_text=0, tokenizer=root / "tokenizer"
+        )
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=size, n_positions=96, n_embd=32, n_layer=2, n_head=4, eos_token_id=0, bos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
+    tokenizer.copy_to(root / "gpt2")
+    rows = [f'{{"question": "Which number comes after {n}?", "answer": "The number {n + 1}."}}' for n in range(60)]
+    (root / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    prepare_sft(SftJob([str(root / "rows.jsonl")], tokenizer, root / "data", val_share=0.2))
+    return {path.name: path for path in root.iterdir()}
+
+
+def options(folders: dict[str, Path], tmp_path: Path, **more: Any) -> SftOptions:
+    given = {"model": str(folders["ours"]), "data": folders["data"], "save_dir": tmp_path / "run", "steps": 6}
+    fixed = {"batch_size": 4, "dtype": "float32", "device": "cpu", "lr": 3e-3, "sample_interval": 3, "val_interval": 3}
+    return SftOptions(**{**given, **fixed, **more})
+
+
+def train(asked: SftOptions, stop: Stop | None = None) -> Any:
+    with joined([CPU]) as ranks:
+        return train_sft(plan_sft(asked), ranks=ranks, stop=stop or Stop())
+
+
+BACKENDS = [("ours", "blocked"), ("ours", "sdpa"), ("ours", "flex"), ("qk", "blocked"), ("qk", "sdpa")]
+BACKENDS += [("ours", "eager"), ("qk", "eager"), ("gpt2", "sdpa"), ("gpt2", "eager")]
+
+
+@pytest.mark.parametrize(("name", "backend"), BACKENDS)
+def test_packed_examples_do_not_see_each_other(folders: dict[str, Path], name: str, backend: str) -> None:
+    """The loss of a row is the sum of the losses of its examples alone, and another neighbour changes nothing."""
+    tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=96)
+    assert tuned.backend == backend
+    tuned.module.eval()
+    packed = Packed(open_sft(folders["data"]).train, length=96, batch=1, seed=0, pad=0)
+    row = max(packed.rows, key=len)
+    assert len(row) > 2
+    with torch.no_grad():
+        whole = float(tuned.loss(tuned.module, packed.make([row])))
+        alone = sum(float(tuned.loss(tuned.module, packed.make([[one]]))) for one in row)
+        assert whole == pytest.approx(alone, rel=1e-5)
+        changed = packed.make([row])
+        assert changed.segments is not None
+        first = changed.segments == 1
+        changed.tokens[first] = (changed.tokens[first] + 7) % 300
+        changed.targets[first] = IGNORED
+        rest = sum(float(tuned.loss(tuned.module, packed.make([[one]]))) for one in row[1:])
+        assert float(tuned.loss(tuned.module, changed)) == pytest.approx(rest, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ours", "qk"])
+def test_our_model_and_transformers_agree_on_the_loss(folders: dict[str, Path], name: str) -> None:
+    packed = Packed(open_sft(folders["data"]).train, length=96, batch=2, seed=0, pad=0)
+    losses = []
+    for backend in ("blocked", "eager"):
+        tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=96)
+        tuned.module.eval()
+        losses.append(float(tuned.loss(tuned.module, packed.batch(0)).detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    loaded: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("ours", {}), ("gpt2", {}), ("gpt2", {"lora_rank": 4, "lora_dropout": 0.1})]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    folders: dict[str, Path], tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    common = {"model": str(folders[name]), "steps": 8, **more}
+    report = train(options(folders, tmp_path, save_dir=tmp_path / "whole", **common))
+    assert report.last_loss < report.first_loss or report.steps == 8
+
+    class After(Stop):
+        """Asks to stop when the third step is done."""
+
+        looks = 0
+
+        @property
+        def asked(self) -> bool:
+            return self.signal != 0
+
+    stop = After()
+    begun = options(folders, tmp_path, save_dir=tmp_path / "parts", **common)
+    with joined([CPU]) as ranks:
+        planned = plan_sft(begun)
+        make = planned.train.batch
+        seen: list[int] = []
+
+        def batch(step: int, rank: int = 0, world: int = 1) -> Any:
+            seen.append(step)
+            if step == 2:
+                stop.signal = signal.SIGTERM
+            return make(step, rank, world)
+
+        planned.train.batch = batch  # type: ignore[method-assign]
+        with pytest.raises(SlmxError, match="Stopped after 3 of 8 steps") as caught:
+            train_sft(planned, ranks=ranks, stop=stop)
+    assert caught.value.code == 143
+    train(options(folders, tmp_path, save_dir=tmp_path / "parts", resume=True, **common))
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    with (tmp_path / "parts" / "sft_metrics.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0])[:3] == ["step", "loss", "lr"]
+    assert rows[-1]["val_loss"]
+
+
+def test_it_learns_and_the_folder_answers_in_transformers(folders: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    report = train(options(folders, tmp_path, steps=60, lr=1e-2))
+    assert report.last_loss < 0.5 * report.first_loss
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert model.generation_config.eos_token_id == [0, 3]
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Which number comes after 7?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    ids = asked["input_ids"] if hasattr(asked, "keys") else asked
+    told = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(told).startswith("The number ")
+    assert int(told[-1]) in (0, 3)
+    log = (tmp_path / "run" / "sft_training.log").read_text(encoding="utf-8")
+    assert "→ The number" in log
+
+
+def test_lora_changes_nothing_but_its_own_weights_and_is_put_into_the_model(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    train(options(folders, tmp_path, model=str(folders["gpt2"]), lora_rank=4, steps=10))
+    before, after = weights_of(folders["gpt2"]), weights_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("attn" in name or "mlp" in name for name in changed)
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    saved = weights_of_checkpoint(tmp_path / "run")
+    assert saved and all("lora_" in name for name in saved)
+
+
+def weights_of_checkpoint(run: Path) -> list[str]:
+    from safetensors import safe_open
+
+    from slmx.train import checkpoints
+
+    newest = checkpoints.latest(run)
+    assert newest is not None
+    with safe_open(newest / checkpoints.WEIGHTS, "pt") as file:
+        return list(file.keys())
+
+
+def test_what_does_not_fit_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has a context of 96 tokens"):
+        plan_sft(options(folders, tmp_path, context=200))
+    with pytest.raises(SlmxError, match="examples are longer than the context of 8 tokens"):
+        plan_sft(options(folders, tmp_path, context=8))
+    with pytest.raises(UsageError, match="both say how long"):
+        plan_sft(options(folders, tmp_path, epochs=2))
+    other = tmp_path / "other"
+    load_tokenizer(folders["tokenizer"]).copy_to(other)
+    content = (other / "tokenizer.json").read_text(encoding="utf-8").replace("<|pad|>", "<|gap|>")
+    (other / "tokenizer.json").write_text(content, encoding="utf-8")
+    prepare_sft(SftJob([str(folders["rows.jsonl"])], load_tokenizer(other), tmp_path / "made"))
+    with pytest.raises(SlmxError, match="made with another tokenizer"):
+        plan_sft(options(folders, tmp_path, data=tmp_path / "made"))
+    train(options(folders, tmp_path, steps=1))
+    with pytest.raises(RefusedError, match="is not empty"):
+        train(options(folders, tmp_path, steps=1))
+    with pytest.raises(UsageError, match="belongs to another run: lr"):
+        train(options(folders, tmp_path, steps=1, lr=1e-5, resume=True))
+
+
+def test_the_older_packed_file_trains(folders: dict[str, Path], tmp_path: Path) -> None:
+    samples = np.zeros((6, 2, 512), dtype="<i4")
+    samples[:, 1] = -100
+    samples[:, 0, :8] = np.arange(40, 48)
+    samples[:, 1, 5:8] = np.arange(45, 48)
+    samples.tofile(tmp_path / "train_sft_packed.bin")
+    report = train(options(folders, tmp_path, data=tmp_path / "train_sft_packed.bin", steps=20, lr=1e-2))
+    assert report.last_loss < report.first_loss
+
+
+def test_the_command(folders: dict[str, Path], empty_folder: Path) -> None:
+    command = [sys.executable, "-m", "slmx", "train", "sft", "--model", str(folders["ours"])]
+    command += ["--dtype", "float32", "--device", "cpu", "--no-tensorboard"]
+    plan = subprocess.run(
+        [*command, "--data", str(folders["data"]), "--save-dir", "run", "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert plan.returncode == 0, plan.stderr
+    assert "examples to train on" in plan.stdout and not (empty_folder / "run").exists()
+    deaf = empty_folder / "deaf"
+    prepare_sft(SftJob([str(folders["rows.jsonl"])], load_tokenizer(folders["tokenizer"]), deaf, val_share=0))
+    mask = deaf / "train.mask.bin"
+    mask.write_bytes(bytes(mask.stat().st_size))
+    with pytest.raises(EmptyMask):
+        open_sft(deaf)
+    said = subprocess.run(
+        [*command, "--data", "deaf", "--save-dir", "run"], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    assert "In the loss:" in said.stderr and "Which number" in said.stderr and "masks are all zero" in said.stderr
