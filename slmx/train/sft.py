@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from slmx import presets
 from slmx.data.sft_files import Examples, SftFolder, open_sft
 from slmx.data.token_files import Sidecar
 from slmx.errors import UsageError
@@ -123,7 +124,8 @@ def plan_sft(options: SftOptions, listen: Listener = nobody) -> Planned:
     """
     if options.steps is not None and options.epochs is not None:
         raise UsageError("--steps and --epochs both say how long.", hint="Give one of them.")
-    folder = fetch_weights(options.model, listen)
+    found = presets.find(presets.ModelPreset, options.model)
+    folder = fetch_weights(found[1].id if found and found[1].id else options.model, listen)
     tokenizer = load_tokenizer(folder)
     data = open_sft(options.data, vocab_size=tokenizer.vocab_size, tokenizer_hash=tokenizer.hash)
     context = _context(options, folder)

@@ -36,7 +36,7 @@ def test_best_fit_takes_the_row_that_it_fills_best() -> None:
 def test_a_row_holds_examples_apart_and_learns_answers_alone() -> None:
     packed = Packed(examples(5, 3, 9, 40), length=10, batch=1, seed=0, pad=7)
     assert packed.too_long == 1
-    assert sorted(map(sorted, packed.rows)) == [[0, 1], [2]]
+    assert sorted(map(sorted, packed.rows)) == [[0], [1, 2]]
     batch = packed.make([[0, 1]])
     assert batch.tokens.tolist() == [[10, 10, 10, 10, 11, 11, 7, 7, 7, 7]]
     assert batch.segments is not None
