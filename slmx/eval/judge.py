@@ -25,8 +25,8 @@ from slmx.events import Listener, Notice, Progress, nobody
 from slmx.files import hash_bytes
 from slmx.journal import open_locked
 from slmx.models.server import ChatServer, RequestFailed
+from slmx.pool import Pool, Stopped, outcomes
 from slmx.records import Prediction, Record
-from slmx.s3.pool import Pool, Stopped, outcomes
 from slmx.signals import Stop
 
 NAMED_IDS = 20
@@ -202,7 +202,7 @@ def _ask(
     in_a_row = 0
     again = "The same command asks only for what is missing."
     pool = Pool(judge.concurrency)
-    jobs = outcomes(pool, todo, work, at_most=judge.concurrency, stop=stop)
+    jobs = outcomes(pool, todo, work, stop=stop)
     try:
         for done, (prediction, future) in enumerate(jobs, 1):
             problem = future.exception()

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from slmx.errors import SlmxError, UsageError
+from slmx.pool import pause
 from slmx.records import Record
-from slmx.s3.pool import pause
 from slmx.signals import Stop
 
 MAX_REPLY = 4 << 20  # bytes; an answer is a few hundred

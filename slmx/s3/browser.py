@@ -20,8 +20,8 @@ from textual.widgets import Footer, Input, Static
 
 from slmx.errors import SlmxError
 from slmx.events import Listener, Notice, Progress
+from slmx.pool import Pool
 from slmx.s3.listing import Entry, human_size
-from slmx.s3.pool import Pool
 from slmx.s3.preview import one_line
 from slmx.s3.rows import Rows
 from slmx.signals import Stop

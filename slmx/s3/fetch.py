@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slmx.files import atomic_write
+from slmx.pool import TICK, Pool, Stopped, settle
 from slmx.s3.objects import Remote
-from slmx.s3.pool import TICK, Pool, Stopped, again, settle
 from slmx.s3.problems import S3Error
+from slmx.s3.retries import again
 from slmx.s3.store import Store
 from slmx.s3.verify import Verified, matches_etag, spans
 from slmx.signals import Stop

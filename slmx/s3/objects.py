@@ -36,7 +36,7 @@ class Piece:
 
 
 class Reader(Protocol):
-    """Reads whole small objects and pieces of large ones. One request, no retries: slmx.s3.pool.again does those.
+    """Reads whole small objects and pieces of large ones. One request, no retries: slmx.s3.retries.again does those.
 
     Example::
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from slmx.files import BLOCK, hash_file
 from slmx.s3.objects import Remote
-from slmx.s3.pool import again
+from slmx.s3.retries import again
 from slmx.s3.store import Store
 from slmx.signals import Stop
 

@@ -1,22 +1,18 @@
-"""Threads that do not keep a stopped command waiting, and the one policy of retries."""
+"""Threads that do not keep a stopped command waiting."""
 
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from slmx.s3.problems import Kind, S3Error
 from slmx.signals import Stop
 
 T = TypeVar("T")
 R = TypeVar("R")
-PASSING: frozenset[Kind] = frozenset({"busy", "timeout", "unreachable"})  # what another try may cure
-LONGEST_PAUSE = 10.0
 AHEAD = 8  # jobs a thread that are handed to the pool, so that no thread waits for the next one
 LULL = 0.02  # seconds in which finished jobs gather
 TICK = 0.1  # seconds between two looks at whether somebody asked to stop
@@ -95,18 +91,6 @@ def settle(futures: Iterable[Future[R]], seconds: float = 5.0) -> None:
     """Cancel what has not begun and give the rest a moment to end."""
     left = [future for future in futures if not future.cancel()]
     wait(left, timeout=seconds)
-
-
-def again(work: Callable[[], R], *, tries: int, stop: Stop, kinds: frozenset[Kind] = PASSING) -> R:
-    """Call `work` until it succeeds, up to `tries` more times, with growing pauses, where the failure may pass."""
-    for number in range(tries + 1):
-        try:
-            return work()
-        except S3Error as problem:
-            if problem.kind not in kinds or number == tries:
-                raise
-        pause(min(LONGEST_PAUSE, 0.2 * 2**number) * random.uniform(0.5, 1.0), stop)
-    raise AssertionError("unreachable")
 
 
 def pause(seconds: float, stop: Stop) -> None:
