@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SURE = 0.05
-SHOWN_PAIRS = 15  # of more, a terminal shows those whose runs differ in one respect
+SHOWN_PAIRS = 10  # of more, a terminal shows those whose runs differ in one respect
 COLUMNS = (
     *("first", "second", "n", "helped", "hurt", "both_right", "both_wrong", "same_answer", "ignored", "metric", "test"),
     *("tested", "first_mean", "second_mean", "difference", "low", "high", "p", "p_holm", "family"),

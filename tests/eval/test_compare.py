@@ -107,6 +107,20 @@ def test_the_tables_say_it_in_a_wide_and_in_a_narrow_terminal(
         assert "66.7" in shown and "not shown" in shown and "oracle" in shown
 
 
+def test_of_many_pairs_a_terminal_shows_those_that_differ_in_one_respect(
+    runs: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(Path("outputs/other_no_context"), NONE, model="other")
+    make_run(Path("outputs/other_oracle_context"), ORACLE, context="oracle", model="other")
+    assert run(["eval", "compare", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    # 15 pairs: 6 within tiny, 1 within other, none with none, oracle with oracle
+    assert "6 more pairs differ in model and context both" in shown
+    assert "tiny, none → other, none" in shown and "tiny, none → other, oracle" not in shown
+    assert "Holm over 15" in shown
+    assert len(compared(runs, capsys=capsys)["pairs"]) == 15
+
+
 def test_a_baseline_is_the_first_of_every_pair_and_makes_a_smaller_family(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

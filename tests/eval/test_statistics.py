@@ -170,7 +170,7 @@ def test_mcnemar_of_many_questions_does_not_overflow() -> None:
     assert mcnemar_exact(20_000, 20_000) == 1.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_is_that_of_statsmodels_and_keeps_the_order(p_values: list[float]) -> None:
     adjusted = holm(p_values)
