@@ -40,7 +40,8 @@ def plain(source: str, tokenizer: str, to: str) -> None:
 def text_of(limit: int) -> str:
     """Real text where the shared data is at hand, documents apart; else made-up words."""
     if DATA.is_dir():
-        from slmx.data.texts import BadRow, Splitting, find_texts, read_texts
+        from slmx.data.sources import BadRow
+        from slmx.data.texts import Splitting, find_texts, read_texts
 
         found, _ = find_texts([DATA / "text"])
         documents: list[str] = []

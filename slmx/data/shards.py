@@ -169,10 +169,11 @@ class Pool:
         if not self._busy:
             return []
         done = []
-        for worker in connection.wait(list(self._busy)):
+        ready: list[Any] = connection.wait(list(self._busy))
+        for worker in ready:
             number = self._busy.pop(worker)
             try:
-                counts = worker.recv()  # type: ignore[union-attr]
+                counts = worker.recv()
             except (EOFError, OSError):
                 raise _died(number) from None
             if isinstance(counts, str):

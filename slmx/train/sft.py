@@ -238,8 +238,8 @@ class SftTask:
 
 def _pieces(batch: Batch, rows: int) -> list[Batch]:
     assert batch.segments is not None
-    parts = zip(batch.tokens.split(rows), batch.targets.split(rows), batch.segments.split(rows), strict=True)
-    return [Batch(*part) for part in parts]
+    places = [slice(start, start + rows) for start in range(0, len(batch.tokens), rows)]
+    return [Batch(batch.tokens[part], batch.targets[part], batch.segments[part]) for part in places]
 
 
 def hash_seed(*numbers: int) -> int:

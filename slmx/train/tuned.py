@@ -31,8 +31,13 @@ THEIR_BACKENDS = ("sdpa", "eager")
 class Tuned(Protocol):
     """A model to tune. `module` holds its weights; those that do not learn have requires_grad False."""
 
-    module: nn.Module
-    backend: str
+    @property
+    def module(self) -> nn.Module:
+        """The weights."""
+
+    @property
+    def backend(self) -> str:
+        """What computes the attention."""
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The summed loss in nats of what is learnt in a batch; `module` is the own one, or what spreads it."""
