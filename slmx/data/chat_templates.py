@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from slmx.data.conversations import Conversation
 from slmx.errors import SlmxError, UsageError
-from slmx.models.chat import acts
+from slmx.models.templates import acts
 from slmx.models.tokenizers import Tokenizer, load_tokenizer
 from slmx.registry import unknown_name
 

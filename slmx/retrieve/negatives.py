@@ -23,7 +23,7 @@ from random import Random
 from typing import Literal
 
 from slmx.data.forms.example import Example
-from slmx.data.texts import Texts
+from slmx.data.passage_texts import Texts
 from slmx.files import key_of
 from slmx.records import Hit, Question
 from slmx.retrieve.rerank import CrossEncoder
