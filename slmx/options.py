@@ -19,6 +19,7 @@ Bucket = Annotated[str, typer.Option("--bucket", help="The bucket.", show_defaul
 Prefix = Annotated[str, typer.Option("--prefix", help="Only what lies under it; most end with /.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Go on when more than 5 % of the rows are bad.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of samples, splits and intervals.", show_default="0")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
 Dtype = Annotated[
