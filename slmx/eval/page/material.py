@@ -221,7 +221,7 @@ def _key(place: int) -> str:
 
 def _groupings(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
     """What the source says of its questions, where it sorts them into a few groups."""
-    found = {}
+    found: dict[str, Sequence[str]] = {}
     for name, title in _GROUPINGS.items():
         values = [str(meta.get("question", {}).get(name, "") or "") for meta in metadata]
         if _useful(values):
