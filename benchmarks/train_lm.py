@@ -329,6 +329,7 @@ def loss(data: Any, limit: float, side: str) -> dict[str, Any]:
             "steps": done,
             "seconds": took,
             "tokens": done * batch * 512,
+            "threads": torch.get_num_threads(),
         }
         print(f"  {name}: {found[name]}", file=sys.stderr)
     return found
@@ -381,7 +382,8 @@ def report(to: Path, figures: dict[str, Any]) -> None:
         rows.append({"figure": figure, "value": f"{less:.3f} nats", "target": "at least 0.15"})
         for name in ("slmx", "nanogpt"):
             one = loss_of[name]
-            value = f"{one['val_loss']:.3f} nats after {one['tokens']:,} tokens"
+            cores = "one core" if one["threads"] == 1 else f"{one['threads']} cores"
+            value = f"{one['val_loss']:.3f} nats after {one['tokens']:,} tokens on {cores}"
             rows.append({"figure": f"{name}, {minutes}", "value": value})
     if "old" in figures:
         rows.append(
