@@ -403,7 +403,7 @@ def report(to: Path, figures: dict[str, Any]) -> None:
             "Both multiply in bf16 (nanoGPT by autocast), and take 8 windows a step. The loss is that of the last 150 "
             "stories; slmx keeps documents apart, nanoGPT has no such mask. nanoGPT trains with its own settings for "
             "small models (AdamW 1e-3, beta2 0.99, cosine), slmx with its defaults (Muon, warm-up–stable–decay).",
-            "tiny-17m's work is products, three quarters of them the head's: the ratio follows that of bf16 products to "
+            "tiny-17m's work is products, three quarters of them the head's; the ratio is that of bf16 products to "
             "fp32 ones, which is two to three with AVX512-BF16.",
         ],
         **figures,
