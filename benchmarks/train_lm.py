@@ -329,6 +329,7 @@ def loss(data: Any, limit: float, side: str) -> dict[str, Any]:
             "steps": done,
             "seconds": took,
             "tokens": done * batch * 512,
+            "threads": torch.get_num_threads(),
         }
         print(f"  {name}: {found[name]}", file=sys.stderr)
     return found
@@ -381,7 +382,8 @@ def report(to: Path, figures: dict[str, Any]) -> None:
         rows.append({"figure": figure, "value": f"{less:.3f} nats", "target": "at least 0.15"})
         for name in ("slmx", "nanogpt"):
             one = loss_of[name]
-            value = f"{one['val_loss']:.3f} nats after {one['tokens']:,} tokens"
+            cores = "one core" if one["threads"] == 1 else f"{one['threads']} cores"
+            value = f"{one['val_loss']:.3f} nats after {one['tokens']:,} tokens on {cores}"
             rows.append({"figure": f"{name}, {minutes}", "value": value})
     if "old" in figures:
         rows.append(
@@ -401,8 +403,8 @@ def report(to: Path, figures: dict[str, Any]) -> None:
             "Both multiply in bf16 (nanoGPT by autocast), and take 8 windows a step. The loss is that of the last 150 "
             "stories; slmx keeps documents apart, nanoGPT has no such mask. nanoGPT trains with its own settings for "
             "small models (AdamW 1e-3, beta2 0.99, cosine), slmx with its defaults (Muon, warm-up–stable–decay).",
-            "tiny-17m's work is products, three quarters of them the head's: its ratio follows that of bf16 products "
-            "to fp32 ones, which is two to three with AVX512-BF16.",
+            "tiny-17m's work is products, three quarters of them the head's; the ratio is that of bf16 products to "
+            "fp32 ones, which is two to three with AVX512-BF16.",
         ],
         **figures,
     )
