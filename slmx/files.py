@@ -20,6 +20,7 @@ from slmx.errors import RefusedError, SlmxError
 
 BLOCK = 1 << 20
 MAX_ROW = 64 << 20  # a JSON value longer than this is taken for a broken file, so that memory stays bounded
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _umask_lock = threading.Lock()
 
 
@@ -52,16 +53,18 @@ def atomic_write(path: Path, *, overwrite: bool = True, buffer: int = BLOCK) -> 
     """
     if not overwrite and path.exists():
         raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
     try:
-        # Opened by its name, so that out.name is one; the descriptor is mkstemp's.
+        handle = os.open(temporary, NEW, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, NEW, 0o666)
+    try:
+        # Opened by its name, so that out.name is one.
         with open(temporary, "wb", buffering=buffer, opener=lambda _path, _flags: handle) as out:
             yield out
             out.flush()
-            os.fsync(out.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; a result is as public as any other file
+            os.fsync(handle)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from slmx.registry import nearest
 
 PREFIX = "SLMX_"
 NOT_SETTINGS = frozenset({"SLMX_TEST_DATA"})  # where the tests and benchmarks find real data
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 DEFAULT_FILE = Path("slmx.toml")
 ENV_FILE = Path(".env")
 CREDENTIALS = frozenset({"s3.access_key", "s3.secret_key", "s3.session_token"})
@@ -101,7 +102,9 @@ class S3Settings(BaseModel):
     checksum_mode: Literal["auto", "when_supported", "when_required"] = Field(
         "auto", description="trailing checksums: auto (when_required except on AWS), when_supported, when_required"
     )
-    backend: Literal["auto", "obstore", "boto3"] = Field("auto", description="who moves bytes: auto, obstore, boto3")
+    backend: Literal["auto", "direct", "obstore", "boto3"] = Field(
+        "auto", description="who reads objects: auto (the fastest that can), direct (slmx itself), obstore, boto3"
+    )
     retries: int = Field(5, ge=0, le=20, description="times a failed request is sent again, with growing pauses")
     connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection")
     read_timeout: float = Field(60.0, gt=0, description="seconds to wait for bytes")
@@ -246,6 +249,11 @@ def load_with_hub_token() -> Settings:
     if settings.hf_token is not None:
         os.environ.setdefault("HF_TOKEN", settings.hf_token.get_secret_value())
     return settings
+
+
+def proxied() -> bool:
+    """Does the environment name a proxy for HTTP?"""
+    return any(os.environ.get(name) or os.environ.get(name.upper()) for name in PROXIES)
 
 
 def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -16,9 +16,10 @@ from slmx.events import Listener, Progress, nobody
 from slmx.records import Record
 from slmx.registry import nearest
 from slmx.s3.listing import Entry, human_size, pages
+from slmx.s3.objects import Remote
 from slmx.s3.plan import Folder, download_jobs
 from slmx.s3.preview import one_line
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.transfer import Moved, Options, download_all
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from slmx.errors import SlmxError
 from slmx.events import Listener, Progress
 from slmx.files import hash_file
 from slmx.records import Record
+from slmx.s3.objects import Remote
 from slmx.s3.plan import Filter, Side, local_files, remote_files
 from slmx.s3.pool import Pool, Stopped, outcomes
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.verify import remote_sha256, same_content
 from slmx.signals import Stop
 

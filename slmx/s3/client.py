@@ -102,6 +102,13 @@ def check_endpoint(s3: S3Settings) -> None:
         )
 
 
+def check(s3: S3Settings) -> None:
+    """What of the settings can be found wrong without a request; raises as `connect` does."""
+    check_endpoint(s3)
+    credentials(s3)
+    verification(s3)
+
+
 def connect(s3: S3Settings, *, retries: int | None = None) -> Any:
     """A boto3 S3 client. It may be shared by threads. No request is made here.
 

@@ -10,9 +10,10 @@ from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
 from slmx.s3 import known
 from slmx.s3.client import data_bucket
+from slmx.s3.objects import Remote
 from slmx.s3.plan import EVERYTHING, Filter, Folder, download_jobs, remote_files
 from slmx.s3.problems import S3Error
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.transfer import Job, Moved, Options, download_all
 
 SHARED_BUCKET = "datasets"  # by convention; looked in for what the own bucket lacks

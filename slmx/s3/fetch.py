@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slmx.files import atomic_write
+from slmx.s3.objects import Remote
 from slmx.s3.pool import TICK, Pool, Stopped, again, settle
 from slmx.s3.problems import S3Error
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.verify import Verified, matches_etag, spans
 from slmx.signals import Stop
 
@@ -52,12 +53,11 @@ def fetch(
         S3Error: kind "damaged" when the content does not fit, "precondition" when the object changed meanwhile, ….
         Stopped: somebody asked to stop. Whatever is raised, no temporary file stays.
     """
-    receive = _receive_small if remote.size <= SMALL else _receive_large
     first: _Doubtful | None = None
     while True:
         try:
             with atomic_write(path, overwrite=overwrite, buffer=4096) as out:
-                return receive(store, remote, out, pool, stop, moved, first)
+                return _receive(_pieces(store, remote, pool, stop), store, remote, out, pool, moved, first)
         except _Doubtful as doubt:
             if first is not None:
                 raise S3Error(
@@ -69,31 +69,15 @@ def fetch(
             moved(-remote.size)
 
 
-def _receive_small(
-    store: Store,
-    remote: Remote,
-    out: BinaryIO,
-    pool: Pool,
-    stop: Stop,
-    moved: Callable[[int], None],
-    first: _Doubtful | None,
-) -> Arrived:
+def _pieces(store: Store, remote: Remote, pool: Pool, stop: Stop) -> Iterator[tuple[bytes | memoryview, Remote]]:
+    """The content in order, each piece with what the server said about the object."""
+    if remote.size > SMALL:
+        yield from _in_order(store, remote, pool, stop)
+        return
     piece = again(lambda: store.quick.read(remote), tries=store.s3.retries, stop=stop)
     if stop.asked:
         raise Stopped
-    return _receive([(piece.content, piece.remote)], store, remote, out, pool, moved, first)
-
-
-def _receive_large(
-    store: Store,
-    remote: Remote,
-    out: BinaryIO,
-    pool: Pool,
-    stop: Stop,
-    moved: Callable[[int], None],
-    first: _Doubtful | None,
-) -> Arrived:
-    return _receive(_in_order(store, remote, pool, stop), store, remote, out, pool, moved, first)
+    yield piece.content, piece.remote
 
 
 def _receive(
@@ -136,7 +120,7 @@ def _in_order(store: Store, remote: Remote, pool: Pool, stop: Stop) -> Iterator[
     coming = iter(todo)
 
     def fill(first: int, view: memoryview) -> Remote:
-        return again(lambda: store.plain.read_span(remote, first, view), tries=store.s3.retries, stop=stop)
+        return again(lambda: store.quick.read_span(remote, first, view), tries=store.s3.retries, stop=stop)
 
     try:
         while True:

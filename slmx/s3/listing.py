@@ -27,7 +27,9 @@ class Entry(Record, frozen=True):
     etag: str = ""
 
 
-def pages(client: Any, bucket: str, prefix: str = "", *, recursive: bool = False) -> Iterator[list[Entry]]:
+def pages(
+    client: Any, bucket: str, prefix: str = "", *, recursive: bool = False, after: str = ""
+) -> Iterator[list[Entry]]:
     """Pages of up to 1,000 entries, each fetched when it is asked for; folders first in each, then objects.
 
     Args:
@@ -35,11 +37,14 @@ def pages(client: Any, bucket: str, prefix: str = "", *, recursive: bool = False
         bucket: where to look.
         prefix: only keys that begin with it.
         recursive: every key, instead of folders at the next slash.
+        after: the token of the page to begin with, of a listing that somebody else began.
 
     Raises:
         S3Error: denied, missing, unreachable; told apart.
     """
     asked = {"Bucket": bucket, "Prefix": prefix, **({} if recursive else {"Delimiter": "/"})}
+    if after:
+        asked["ContinuationToken"] = after
     with told_apart(Target(client.meta.endpoint_url, bucket)):
         for page in client.get_paginator("list_objects_v2").paginate(**asked):
             folders = [Entry(key=entry["Prefix"], folder=True) for entry in page.get("CommonPrefixes", [])]

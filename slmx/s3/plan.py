@@ -10,7 +10,8 @@ from pathlib import Path
 
 from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.files import safe_join
-from slmx.s3.store import Remote, Store
+from slmx.s3.objects import Remote
+from slmx.s3.store import Store
 from slmx.s3.transfer import Job, Moved
 
 URL = re.compile(r"s3://([^/]+)/?(.*)", re.S)

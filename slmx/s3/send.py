@@ -15,9 +15,10 @@ from slmx.errors import SlmxError
 from slmx.files import hash_file
 from slmx.s3 import client as clients
 from slmx.s3.fetch import SMALL, WINDOW
+from slmx.s3.objects import Remote
 from slmx.s3.pool import PASSING, TICK, Pool, Stopped, again, settle
 from slmx.s3.problems import Kind, S3Error, told_apart
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.verify import MIB, PIECE, file_etag, is_md5, multipart_etag, remote_sha256
 from slmx.signals import Stop
 

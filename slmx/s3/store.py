@@ -1,82 +1,45 @@
-"""What transfers need of a bucket: list it, look at one object, read bytes of one. Two back ends read.
+"""What transfers need of a bucket: list it, look at one object, read bytes of one. Three back ends read.
 
-Measured (benchmarks/s3.py): for whole small objects obstore costs a fifth of boto3's processor time and is the default;
-ranges of large objects are as fast through boto3's plain get_object, which also takes what obstore refuses (a 200 with
-Content-Range, keys with empty or dotted segments, a self-signed certificate that is its own authority). So large
-objects are always read by boto3, and obstore hands to boto3 what it cannot do. Writing needs Content-MD5, which obstore
-cannot send: boto3 alone writes.
+Measured (benchmarks/s3.py): the reader of slmx.s3.direct costs the least and is the default wherever it can be used;
+obstore reads small objects behind a proxy and on AWS itself; botocore reads what neither understands, and it alone
+writes, since obstore cannot send Content-MD5.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from http.client import HTTPException, HTTPResponse
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
-from slmx.files import BLOCK
 from slmx.s3 import client as clients
+from slmx.s3.direct import DirectReader, Unclear, speaks
 from slmx.s3.listing import pages
+from slmx.s3.objects import Reader, Remote
 from slmx.s3.problems import S3Error, explain, told_apart
+from slmx.s3.readers import BotoReader, ObstoreReader, described
 from slmx.settings import S3Settings
-
-PLAIN = re.compile(r"[^/\x00-\x1f\x7f]+(/[^/\x00-\x1f\x7f]+)*")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """An object in a bucket. `etag` has no quotes; `sha256` is the one kept with it, "" while it is not known."""
-
-    bucket: str
-    key: str
-    size: int
-    etag: str
-    sha256: str = ""
-
-    @property
-    def url(self) -> str:
-        """s3://bucket/key"""
-        return f"s3://{self.bucket}/{self.key}"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The bytes of an object, and what the server said about it with them."""
-
-    content: bytes | memoryview
-    remote: Remote
-
-
-class Reader(Protocol):
-    """Reads whole small objects. One request, no retries: slmx.s3.pool.again does those for every reader alike.
-
-    Example::
-
-        class Zeros:
-            def read(self, remote):
-                return Piece(bytes(remote.size), remote)
-    """
-
-    def read(self, remote: Remote) -> Piece:
-        """The object as it is now, which may be another version than `remote`; the piece says.
-
-        Raises:
-            S3Error: whatever went wrong.
-        """
-        ...
 
 
 class Store:
-    """One endpoint with its keys: listings, looks and reads. Safe to share between threads."""
+    """One endpoint with its keys: listings, looks and reads. Safe to share between threads.
+
+    Raises:
+        S3Error: keys are missing or placeholders.
+        UsageError: the endpoint or the CA bundle is wrong.
+    """
 
     def __init__(self, s3: S3Settings) -> None:
+        clients.check(s3)
         self.s3 = s3
-        self.client = clients.connect(s3)
-        self.plain = BotoReader(s3)
-        self.quick: Reader = self.plain if s3.backend == "boto3" else ObstoreReader(s3, self.plain)
+        self.plain: Reader = BotoReader(s3)
+        self._direct = DirectReader(s3, self.plain) if s3.backend in ("auto", "direct") and speaks(s3) else None
+        others = self.plain if s3.backend == "boto3" else ObstoreReader(s3, self.plain)
+        self.quick: Reader = self._direct or others
+
+    @cached_property
+    def client(self) -> Any:
+        """botocore's client; made when something needs it, since that takes a quarter of a second."""
+        return clients.connect(self.s3)
 
     def list(self, bucket: str, prefix: str = "") -> Iterator[Remote]:
         """Every object under a prefix in the server's order, page by page, without folder markers (`name/`, empty).
@@ -84,13 +47,29 @@ class Store:
         Raises:
             S3Error: no such bucket, denied, …; an empty bucket simply gives nothing.
         """
-        for page in pages(self.client, bucket, prefix, recursive=True):
-            for entry in page:
-                if entry.size or not entry.key.endswith("/"):
-                    yield Remote(bucket, entry.key, entry.size, entry.etag)
+        for page in self._pages(bucket, prefix):
+            yield from (remote for remote in page if remote.size or not remote.key.endswith("/"))
+
+    def _pages(self, bucket: str, prefix: str) -> Iterator[list[Remote]]:
+        token = ""
+        try:
+            while self._direct:
+                page, token = self._direct.page(bucket, prefix, token)
+                yield page
+                if not token:
+                    return
+        except (Unclear, S3Error):  # botocore goes on, with its retries, and tells what is wrong
+            pass
+        for entries in pages(self.client, bucket, prefix, recursive=True, after=token):
+            yield [Remote(bucket, entry.key, entry.size, entry.etag) for entry in entries]
 
     def look(self, bucket: str, key: str) -> Remote | None:
         """One object without its content; None when it is absent. A missing bucket is an error."""
+        try:
+            if self._direct:
+                return self._direct.look(bucket, key)
+        except (Unclear, S3Error):
+            pass
         try:
             with told_apart(clients.target(self.s3, bucket, key)):
                 return described(bucket, key, self.client.head_object(Bucket=bucket, Key=key))
@@ -111,171 +90,3 @@ class Store:
             return 0
         size = int(answer["ContentLength"])
         return size if size < remote.size else 0
-
-
-class BotoReader:
-    """Plain get_object requests of classic boto3; botocore's own retries are off."""
-
-    def __init__(self, s3: S3Settings) -> None:
-        self._s3 = s3
-        self._client = clients.connect(s3, retries=0)
-
-    def read(self, remote: Remote) -> Piece:
-        """As the protocol says."""
-        with told_apart(clients.target(self._s3, remote.bucket, remote.key)):
-            answer = self._client.get_object(Bucket=remote.bucket, Key=remote.key)
-            content = answer["Body"].read()  # counts: less than was announced is an error
-        return Piece(content, described(remote.bucket, remote.key, answer))
-
-    def read_span(self, remote: Remote, first: int, into: memoryview) -> Remote:
-        """Fill `into` with the bytes from `first` on of the version that `remote.etag` names.
-
-        Raises:
-            S3Error: whatever went wrong; kind "precondition" when the object is another one by now. Servers ignore
-                headers, so what arrives is counted, and its version and range are compared.
-        """
-        last, where = first + len(into) - 1, clients.target(self._s3, remote.bucket, remote.key)
-        with told_apart(where):
-            answer = self._client.get_object(
-                Bucket=remote.bucket, Key=remote.key, Range=f"bytes={first}-{last}", IfMatch=f'"{remote.etag}"'
-            )
-            found = described(remote.bucket, remote.key, answer)
-            if found.etag != remote.etag:
-                answer["Body"].close()
-                raise S3Error(
-                    f"{remote.url} changed while it was read.", kind="precondition", hint="Run the command again."
-                )
-            if not str(answer.get("ContentRange", "")).startswith(f"bytes {first}-{last}/"):
-                answer["Body"].close()
-                raise S3Error(
-                    f"{remote.url}: the server does not serve ranges.",
-                    kind="other",
-                    hint="`slmx s3 test` looks closer.",
-                )
-            try:
-                done = _fill(answer["Body"], into)
-            except (OSError, HTTPException) as error:  # of the socket itself, which neither library wrapped
-                answer["Body"].close()
-                raise (explain(error, where) if isinstance(error, TimeoutError) else cut(remote)) from None
-            if done < len(into):
-                raise cut(remote)
-        return found
-
-
-class ObstoreReader:
-    """Whole objects through obstore, and what obstore cannot do through the other reader."""
-
-    def __init__(self, s3: S3Settings, other: Reader) -> None:
-        self._s3, self._other = s3, other
-        self._stores: dict[str, Any] = {}
-        self._refused = False
-
-    def read(self, remote: Remote) -> Piece:
-        """As the protocol says."""
-        if self._refused or not PLAIN.fullmatch(remote.key) or {".", ".."} & set(remote.key.split("/")):
-            return self._other.read(remote)
-        import obstore
-
-        try:
-            with told_apart(clients.target(self._s3, remote.bucket, remote.key)):
-                got = obstore.get(self._store(remote.bucket), remote.key)
-                meta, attributes = got.meta, got.attributes
-                content = memoryview(got.bytes())
-        except FileNotFoundError:  # obstore's word for a missing key or bucket; boto3 tells which
-            return self._other.read(remote)
-        except S3Error as problem:
-            # rustls takes no self-signed certificate that is its own authority, OpenSSL does: boto3 decides.
-            if problem.kind != "tls":
-                raise
-            self._refused = True
-            return self._other.read(remote)
-        etag = str(meta["e_tag"] or "").strip('"')
-        found = Remote(remote.bucket, remote.key, meta["size"], etag, kept_hash(attributes))
-        if len(content) != found.size:
-            raise cut(remote)
-        return Piece(content, found)
-
-    def _store(self, bucket: str) -> Any:
-        if bucket not in self._stores:
-            self._stores[bucket] = _obstore(self._s3, bucket)
-        return self._stores[bucket]
-
-
-def _obstore(s3: S3Settings, bucket: str) -> Any:
-    from obstore.store import S3Store
-
-    access, secret = clients.credentials(s3)
-    verify = clients.verification(s3)
-    keys = {
-        "access_key_id": access.get_secret_value(),
-        "secret_access_key": secret.get_secret_value(),
-        "token": s3.session_token.get_secret_value() if s3.session_token else None,
-        "expires_at": None,
-    }
-    client_options: dict[str, Any] = {
-        "allow_http": s3.endpoint.startswith("http://"),
-        "allow_invalid_certificates": verify is False,
-        "connect_timeout": timedelta(seconds=s3.connect_timeout),
-        "read_timeout": timedelta(seconds=s3.read_timeout),
-        "timeout": timedelta(hours=1),  # of a whole answer: a slow line is no failure, silence is (read_timeout)
-    }
-    if isinstance(verify, Path):
-        client_options["root_certificate"] = verify.read_bytes()
-    options: dict[str, Any] = {
-        "region": s3.region,
-        "virtual_hosted_style_request": not clients.path_style(s3),
-        "client_options": client_options,
-        "retry_config": {"max_retries": 0},
-        # obstore reads AWS_* by itself: what could lead it elsewhere is passed, so that the settings alone decide.
-        "skip_signature": False,
-        "credential_provider": lambda: keys,
-    }
-    if s3.endpoint:
-        options |= {"endpoint": s3.endpoint, "aws_endpoint_url_s3": s3.endpoint}
-    return S3Store(bucket, **options)
-
-
-def described(bucket: str, key: str, answer: Mapping[str, Any]) -> Remote:
-    """The Remote of boto3's answer to HEAD or GET."""
-    total = str(answer.get("ContentRange", "")).rpartition("/")[2]
-    size = int(total) if total.isdigit() else int(answer["ContentLength"])
-    etag = str(answer.get("ETag", "")).strip('"')
-    return Remote(bucket, key, size, etag, kept_hash(answer.get("Metadata", {})))
-
-
-def kept_hash(metadata: Mapping[str, str]) -> str:
-    """The SHA-256 kept with an object, "" without one. Servers change the case of names."""
-    found = next((value for name, value in metadata.items() if name.lower() == clients.SHA256_KEY), "")
-    return found.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", found) else ""
-
-
-def _fill(body: Any, into: memoryview) -> int:
-    """Read into a buffer until it is full or nothing comes any more; returns how much came.
-
-    botocore and urllib3 would hold every byte three times; the response of http.client below them fills the buffer
-    straight from the socket. Where it is not found (another version of theirs), they are asked after all.
-    """
-    stream = getattr(body, "_raw_stream", None)
-    below = getattr(stream, "_fp", None)
-    done = 0
-    if isinstance(below, HTTPResponse) and stream is not None:
-        while done < len(into) and (count := below.readinto(into[done:])):
-            done += count
-        if done == len(into) and not below.length:
-            stream.release_conn()
-        else:
-            body.close()
-        return done
-    while done < len(into) and (chunk := body.read(min(BLOCK, len(into) - done))):
-        into[done : done + len(chunk)] = chunk
-        done += len(chunk)
-    return done
-
-
-def cut(remote: Remote) -> S3Error:
-    """The error for an answer that ends too early."""
-    return S3Error(
-        f"{remote.url}: the connection broke in the middle.",
-        kind="unreachable",
-        hint="Run the command again; `slmx s3 test` looks closer.",
-    )

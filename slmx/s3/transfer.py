@@ -22,10 +22,11 @@ from slmx.events import Listener, Notice, Progress, nobody
 from slmx.records import Record
 from slmx.s3.fetch import SMALL, fetch
 from slmx.s3.listing import human_size
+from slmx.s3.objects import Remote
 from slmx.s3.pool import Pool, Stopped, outcomes
 from slmx.s3.problems import Kind, S3Error
 from slmx.s3.send import Atomic, Upload, keeps_conditions, send
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.s3.verify import MIB, same_content
 from slmx.signals import Stop
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from slmx.files import BLOCK, hash_file
+from slmx.s3.objects import Remote
 from slmx.s3.pool import again
-from slmx.s3.store import Remote, Store
+from slmx.s3.store import Store
 from slmx.signals import Stop
 
 Verified = Literal["sha256", "etag", "unverified"]
@@ -106,7 +107,7 @@ def remote_sha256(store: Store, remote: Remote, stop: Stop) -> str:
     for first, last in spans(remote.size):
         view = buffer[: last - first]
         again(
-            lambda first=first, view=view: store.plain.read_span(remote, first, view),  # type: ignore[misc]
+            lambda first=first, view=view: store.quick.read_span(remote, first, view),  # type: ignore[misc]
             tries=store.s3.retries,
             stop=stop,
         )
