@@ -53,7 +53,7 @@ def atomic_write(path: Path, *, overwrite: bool = True, buffer: int = BLOCK) -> 
     """
     if not overwrite and path.exists():
         raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
-    temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         handle = os.open(temporary, NEW, 0o666)
     except FileNotFoundError:

@@ -62,7 +62,7 @@ def check(
         return _same(store, ours[name], theirs[name], stop, read)
 
     try:
-        for number, (name, future) in enumerate(outcomes(pool, both, same, at_most=store.s3.concurrency, stop=stop), 1):
+        for number, (name, future) in enumerate(outcomes(pool, both, same, stop=stop), 1):
             listen(Progress("check", number, len(both), "files"))
             yield _compared(name, future.result)
     except Stopped:

@@ -12,6 +12,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
 from __future__ import annotations
 
 import hmac
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 HEAD = 32 << 10  # bytes that the head of an answer may have
 LISTING = 8 << 20  # bytes that a page of a listing may have: 1,000 keys of 1 KiB, all of them escaped
-META = "x-amz-meta-"
 NOTHING = sha256(b"").hexdigest()
+KEPT = f"x-amz-meta-{clients.SHA256_KEY}"
+HEADERS = re.compile(  # those that count, of the twenty of an answer
+    rf"\r\n(content-length|content-range|transfer-encoding|connection|etag|{KEPT}):[ \t]*([^\r\n]*)", re.I
+)
 
 
 class Unclear(Exception):
@@ -114,7 +118,7 @@ class DirectReader:
         try:
             content = self._get(remote, {}, lambda line, answer: line.rest(answer), query=query)
             return _listed(fromstring(content), bucket)
-        except (ParseError, KeyError, ValueError):
+        except (ParseError, ValueError):
             raise Unclear from None
 
     def _get(
@@ -194,7 +198,7 @@ class _Answer:
         """The object that the answer is about."""
         if size < 0:
             raise Unclear
-        kept = {name[len(META) :]: value for name, value in self.headers.items() if name.startswith(META)}
+        kept = {clients.SHA256_KEY: self.headers.get(KEPT, "")}
         return Remote(remote.bucket, remote.key, size, self.headers.get("etag", "").strip('"'), kept_hash(kept))
 
 
@@ -220,11 +224,10 @@ class _Line:
                 raise Unclear
             self._end += self._receive(view[self._end :])
         self._begin = end + 4
-        first, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
-        if not first.startswith(("HTTP/1.1 200", "HTTP/1.1 206")):
+        head = self._buffer[: end + 2].decode("latin-1")
+        if not head.startswith(("HTTP/1.1 200", "HTTP/1.1 206")):
             raise Unclear
-        pairs = (line.partition(":") for line in lines)
-        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        headers = {name.lower(): value.rstrip() for name, value in HEADERS.findall(head)}
         length, coding = headers.get("content-length", ""), headers.get("transfer-encoding", "").lower()
         if (length and coding) or not (length.isdecimal() or coding == "chunked"):
             raise Unclear
@@ -289,23 +292,23 @@ class _Signer:
             headers: more of them, unsigned.
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        signed = {"host": self._host, "x-amz-content-sha256": NOTHING, "x-amz-date": stamp}
+        names = "host;x-amz-content-sha256;x-amz-date" + (";x-amz-security-token" if self._token else "")
+        signed = f"host:{self._host}\nx-amz-content-sha256:{NOTHING}\nx-amz-date:{stamp}\n"
         if self._token:
-            signed["x-amz-security-token"] = self._token
-        names = ";".join(signed)
-        lines = "".join(f"{name}:{value}\n" for name, value in signed.items())
-        canonical = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{NOTHING}"
+            signed += f"x-amz-security-token:{self._token}\n"
+        canonical = f"{method}\n{path}\n{query}\n{signed}\n{names}\n{NOTHING}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
         signature = hmac.digest(self._key_of(stamp[:8]), text.encode(), "sha256").hex()
-        signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={self._access}/{scope}, SignedHeaders={names}, Signature={signature}"
-        )
-        every = {**signed, **headers, "accept-encoding": "identity", "user-agent": "slmx"}
-        head = "".join(f"{name}: {value}\r\n" for name, value in every.items())
-        if head.count("\n") != len(every):
+        more = "".join(f"{name}:{value}\n" for name, value in headers.items())
+        if more.count("\n") != len(headers):
             raise Unclear  # a line break where none belongs
-        return f"{method} {path}{'?' + query if query else ''} HTTP/1.1\r\n{head}\r\n".encode()
+        lines = (
+            f"{method} {path}{'?' + query if query else ''} HTTP/1.1\n{signed}{more}"
+            f"authorization:AWS4-HMAC-SHA256 Credential={self._access}/{scope},SignedHeaders={names},"
+            f"Signature={signature}\naccept-encoding:identity\nuser-agent:slmx\n\n"
+        )
+        return lines.replace("\n", "\r\n").encode()
 
     def _key_of(self, day: str) -> bytes:
         known, key = self._key
@@ -359,8 +362,8 @@ def _listed(root: Element, bucket: str) -> tuple[list[Remote], str]:
     decode = unquote_plus if root.findtext(f"{space}EncodingType") == "url" else str
     found = []
     for entry in root.iterfind(f"{space}Contents"):
-        said = {item.tag[len(space) :]: item.text or "" for item in entry}
-        found.append(Remote(bucket, decode(said["Key"]), int(said["Size"]), said["ETag"].strip('"')))
+        key, size, etag = (entry.findtext(space + name) or "" for name in ("Key", "Size", "ETag"))
+        found.append(Remote(bucket, decode(key), int(size), etag.strip('"')))
     more = root.findtext(f"{space}IsTruncated") == "true"
     token = root.findtext(f"{space}NextContinuationToken") or ""
     if more and not token:

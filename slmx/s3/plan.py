@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._inside: set[Path] = set()
-        self._taken: dict[Path, str] = {}
+        self._inside: set[str] = set()
+        self._taken: dict[str, str] = {}
 
     def place(self, name: str) -> Path:
         """Where the object of this name goes.
@@ -105,12 +106,13 @@ class Folder:
         path = safe_join(self.path, name)
         if "\0" in name or name.endswith(("/", "\\")) or path == self.path:
             raise RefusedError(f"The name {name!r} cannot be a file's.")
-        if path.parent not in self._inside:
+        where, _, _ = (text := str(path)).rpartition(os.sep)
+        if where not in self._inside:
             if not path.parent.resolve().is_relative_to(self.path.resolve()):
                 raise RefusedError(f"The name {name!r} leads out of {self.path} through a link.")
-            self._inside.add(path.parent)
-        if self._taken.setdefault(path, name) != name:
-            raise RefusedError(f"{self._taken[path]!r} and {name!r} would be the same file {path}.")
+            self._inside.add(where)
+        if self._taken.setdefault(text, name) != name:
+            raise RefusedError(f"{self._taken[text]!r} and {name!r} would be the same file {path}.")
         return path
 
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 PASSING: frozenset[Kind] = frozenset({"busy", "timeout", "unreachable"})  # what another try may cure
 LONGEST_PAUSE = 10.0
+AHEAD = 8  # jobs a thread that are handed to the pool, so that no thread waits for the next one
+LULL = 0.02  # seconds in which finished jobs gather
 TICK = 0.1  # seconds between two looks at whether somebody asked to stop
 
 
@@ -29,7 +31,7 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[object], Callable[[], object]] | None] = queue.SimpleQueue()
-        self._threads = threads
+        self.threads = threads
         for _ in range(threads):
             threading.Thread(target=self._work, daemon=True).start()
 
@@ -41,7 +43,7 @@ class Pool:
 
     def close(self) -> None:
         """No more jobs; threads end after the one at hand."""
-        for _ in range(self._threads):
+        for _ in range(self.threads):
             self._jobs.put(None)
 
     def _work(self) -> None:
@@ -56,10 +58,8 @@ class Pool:
             del item, future, job  # a thread that waits must not hold the last piece
 
 
-def outcomes(
-    pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, at_most: int, stop: Stop
-) -> Iterator[tuple[T, Future[R]]]:
-    """Run `work` over jobs, at most `at_most` at a time; yields each with its future as it finishes.
+def outcomes(pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, stop: Stop) -> Iterator[tuple[T, Future[R]]]:
+    """Run `work` over jobs in the pool's threads; yields each with its future soon after it has finished.
 
     Raises:
         Stopped: somebody asked; what had not begun is cancelled, what runs is left to itself for up to five seconds.
@@ -69,7 +69,7 @@ def outcomes(
     waiting = iter(jobs)
     try:
         while True:
-            while len(running) < at_most and (job := next(waiting, None)) is not None:
+            while len(running) < AHEAD * pool.threads and (job := next(waiting, None)) is not None:
                 future = pool.submit(lambda job=job: work(job))  # type: ignore[misc]
                 running[future] = job
                 future.add_done_callback(finished.put)
@@ -78,10 +78,15 @@ def outcomes(
             if stop.asked:
                 raise Stopped
             try:
-                future = finished.get(timeout=TICK)
+                done = [finished.get(timeout=TICK)]
             except queue.Empty:
                 continue
-            yield running.pop(future), future
+            if len(running) > pool.threads:  # jobs enough: to be woken for each would cost as much as a small file
+                time.sleep(LULL)
+            while not finished.empty():
+                done.append(finished.get())
+            for future in done:
+                yield running.pop(future), future
     finally:
         settle(running)
 

@@ -167,9 +167,7 @@ class _Transfer:
         """A Job for what has to be moved, a Moved for what has not or cannot."""
         yield from (job for job in jobs if not job.exists)
         there = [job for job in jobs if job.exists]
-        for number, (job, future) in enumerate(
-            outcomes(self.pool, there, self._same, at_most=self.store.s3.concurrency, stop=self.stop), 1
-        ):
+        for number, (job, future) in enumerate(outcomes(self.pool, there, self._same, stop=self.stop), 1):
             self.options.listen(Progress("compare", number, len(there), "files"))
             try:
                 yield self._row(job, "same") if future.result() else replace(job, action="replaced")
@@ -199,7 +197,7 @@ class _Transfer:
         """Small files side by side; then large ones one by one, each with several pieces on their way."""
         one = self._fetch if self.direction == "download" else self._send
         small = [job for job in todo if job.size <= SMALL]
-        for job, future in outcomes(self.pool, small, one, at_most=self.store.s3.concurrency, stop=self.stop):
+        for job, future in outcomes(self.pool, small, one, stop=self.stop):
             yield self._finished(job, future.result)
         for job in todo:
             if job.size > SMALL:
@@ -314,10 +312,13 @@ class _Transfer:
 
 def _check_space(todo: Sequence[Job]) -> None:
     """RefusedError where a disk would not hold what is to come, each disk with a little to spare."""
-    needed: dict[Path, int] = {}
+    folders: dict[Path, int] = {}
     for job in todo:
-        folder = next(parent for parent in job.path.absolute().parents if parent.is_dir())
-        needed[folder] = needed.get(folder, 0) + job.size
+        folders[job.path.parent] = folders.get(job.path.parent, 0) + job.size
+    needed: dict[Path, int] = {}
+    for folder, size in folders.items():
+        there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+        needed[there] = needed.get(there, 0) + size
     total = sum(needed.values())
     for folder in needed:
         free = shutil.disk_usage(folder).free
