@@ -1,10 +1,11 @@
-"""Downloads beside boto3, the aws CLI and s5cmd: 2,000 files of 64 KiB, and one of 1 GiB, from the same local server.
+"""Downloads beside boto3, the aws CLI and s5cmd, uploads beside boto3: 2,000 files of 64 KiB, and one of 1 GiB.
 
-Beside boto3's download_file it is the work that is measured (from the first client to the last file; both are libraries
-in a Python that has started), beside the tools whole processes. slmx verifies a SHA-256 of every file and flushes it to
-the disk before it gets its name; the others do neither. So all is measured twice: into memory (tmpfs), where the flush
-costs nothing, and onto this machine's disk, where slmx alone waits for it. The server is `rclone serve s3`; the tools
-come into a virtual environment of their own (`.cache/benchmarks`).
+All use the same local server. Beside boto3's download_file and upload_file it is the work that is measured (from the
+first client to the last file; both are libraries in a Python that has started), beside the tools whole processes. slmx
+verifies a SHA-256 of every file and flushes it to the disk before it gets its name; the others do neither. So all is
+measured twice: into memory (tmpfs), where the flush costs nothing, and onto this machine's disk, where slmx alone waits
+for it. What slmx uploads goes with Content-MD5 and a SHA-256, and the ETags are compared. The server is
+`rclone serve s3`; the tools come into a virtual environment of their own (`.cache/benchmarks`).
 """
 
 from __future__ import annotations
@@ -43,10 +44,15 @@ for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Pref
         client.download_file(bucket, item["Key"], str(Path(out) / item["Key"].rpartition("/")[2]))
 Path(seconds).write_text(str(time.perf_counter() - begin))
 """
+BOTO3_UP = BOTO3.replace(
+    BOTO3[BOTO3.index("for page") : BOTO3.index("Path(seconds)")],
+    """for path in sorted(Path(out).iterdir()):
+    client.upload_file(str(path), bucket, prefix + path.name)
+""",
+).replace("response_checksum_validation", 'request_checksum_calculation="when_required", response_checksum_validation')
 LIBRARY = """
 import sys, time
 from pathlib import Path
-import botocore.session, obstore.store
 from slmx.s3.plan import EVERYTHING, Side
 from slmx.s3.store import Store
 from slmx.s3.sync import sync
@@ -59,6 +65,14 @@ rows = list(sync(Store(s3), Side(bucket=bucket, prefix=prefix), Side(path=Path(o
 Path(seconds).write_text(str(time.perf_counter() - begin))
 assert {row.verified for row in rows} == {"sha256"}
 """
+LIBRARY_UP = (
+    LIBRARY.replace("import sys", "import botocore.session, sys")
+    .replace(
+        "Side(bucket=bucket, prefix=prefix), Side(path=Path(out))",
+        "Side(path=Path(out)), Side(bucket=bucket, prefix=prefix)",
+    )
+    .replace("sha256", "etag")
+)
 
 
 def tools() -> Path:
@@ -89,10 +103,9 @@ def filled(folder: Path) -> Iterator[Server]:
     shutil.rmtree(source)
 
 
-def ways(server: Server, what: str, out: Path, check: Path) -> dict[str, Callable[[], Run]]:
-    """Each way to download a prefix into a fresh folder; the wall time is what the way tells of itself, else all."""
-    found, seconds = tools(), out.with_name("seconds")
-    aws = {
+def aws_environment(server: Server) -> dict[str, str]:
+    """What leads boto3 and the tools to the server."""
+    return {
         "AWS_ACCESS_KEY_ID": server.access_key,
         "AWS_SECRET_ACCESS_KEY": server.secret_key,
         "AWS_REGION": server.region,
@@ -100,6 +113,12 @@ def ways(server: Server, what: str, out: Path, check: Path) -> dict[str, Callabl
         "S3_ENDPOINT_URL": server.endpoint,
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     }
+
+
+def ways(server: Server, what: str, out: Path, check: Path) -> dict[str, Callable[[], Run]]:
+    """Each way to download a prefix into a fresh folder; the wall time is what the way tells of itself, else all."""
+    found, seconds = tools(), out.with_name("seconds")
+    aws = aws_environment(server)
     there, ours = f"s3://{server.bucket}/{what}/", server.environment()
     words = [server.bucket, f"{what}/", str(out), str(seconds)]
     commands = {
@@ -123,6 +142,37 @@ def ways(server: Server, what: str, out: Path, check: Path) -> dict[str, Callabl
         return run
 
     return {name: way(*command) for name, command in commands.items()}
+
+
+def uploads(server: Server, source: Path, seconds: Path, rounds: int) -> tuple[list[dict[str, str]], Any, float]:
+    """The rows and figures of uploads beside boto3's upload_file, and slmx's highest memory."""
+    rows, figures, peaks = [], {}, [0.0]
+
+    def way(program: str, environment: dict[str, str], what: str) -> float:
+        prefix, bucket = f"up/{what}/", server.bucket
+        os.sync()
+        run = child([sys.executable, "-c", program, bucket, prefix, str(source / what), str(seconds)], **environment)
+        if program is LIBRARY_UP:
+            peaks.append(run.peak_mib)
+        client = server.client()
+        sizes: dict[str, int] = {}
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            sizes |= {item["Key"]: item["Size"] for item in page["Contents"]}
+        assert sizes == {prefix + path.name: path.stat().st_size for path in (source / what).iterdir()}
+        for key in sizes:
+            client.delete_object(Bucket=bucket, Key=key)
+        return float(seconds.read_text())
+
+    for what, said, _ in TASKS:
+        print(f"{said} up, boto3", file=sys.stderr)
+        measured = in_turn(
+            lambda what=what: way(LIBRARY_UP, server.environment(), what),  # type: ignore[misc]
+            lambda what=what: way(BOTO3_UP, aws_environment(server), what),  # type: ignore[misc]
+            rounds=rounds,
+        )
+        rows.append(ratio_row(f"{said} up, beside boto3", measured, ""))
+        figures[f"{what}_up_boto3"] = measured
+    return rows, figures, max(peaks)
 
 
 TASKS = (
@@ -174,10 +224,14 @@ def main() -> None:
             rows += more
             figures |= found
             peak = max(peak, used)
+        more, found, used = uploads(server, Path(disk) / "source", Path(disk) / "seconds", args.rounds)
+        rows += more
+        figures |= found
+        peak = max(peak, used)
     rows.append({"figure": "peak memory of slmx", "value": f"{peak * 1.048576:.0f} MB", "target": "below 200 MB"})
     save(
         args.to,
-        title="Downloads from a bucket",
+        title="Buckets",
         what="In turn from the same server (rclone): the work itself beside boto3's download_file, whole processes "
         "beside the tools. slmx verifies a SHA-256 of every file and flushes it to the disk before the rename; the "
         "others do neither, which the rows of the disk show.",

@@ -7,7 +7,7 @@ writes, since obstore cannot send Content-MD5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +50,7 @@ class Store:
         for page in self._pages(bucket, prefix):
             yield from (remote for remote in page if remote.size or not remote.key.endswith("/"))
 
-    def _pages(self, bucket: str, prefix: str) -> Iterator[list[Remote]]:
+    def _pages(self, bucket: str, prefix: str) -> Iterator[Sequence[Remote]]:
         token = ""
         try:
             while self._direct:
