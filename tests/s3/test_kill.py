@@ -30,6 +30,15 @@ def start(server: Server, *words: str | Path, cwd: Path) -> subprocess.Popen[str
     )
 
 
+def appears(path: Path) -> float:
+    """Wait until there is such a file or folder; returns when that was."""
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert path.exists()
+    return time.monotonic()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_signal_aborts_open_uploads_and_leaves_no_unfinished_file(
@@ -72,14 +81,16 @@ def test_kill_9_at_any_moment_never_leaves_a_wrong_file_at_its_final_name(rclone
     contents = {f"small{n}": os.urandom(200_000) for n in range(20)} | {"large": os.urandom(40 * MIB)}
     for key, content in contents.items():
         rclone.client().put_object(Bucket=rclone.bucket, Key=key, Body=content)
-    begin = time.monotonic()
-    assert start(rclone, "sync", f"s3://{rclone.bucket}", "whole", cwd=tmp_path).wait(60) == 0
-    whole = time.monotonic() - begin
+    child = start(rclone, "sync", f"s3://{rclone.bucket}", "whole", cwd=tmp_path)
+    begun = appears(tmp_path / "whole")
+    assert child.wait(60) == 0
+    takes = time.monotonic() - begun
     rng, partly = random.Random(0), 0
     for moment in range(MOMENTS):
         out = tmp_path / f"out{moment}"
         child = start(rclone, "sync", f"s3://{rclone.bucket}", out, cwd=tmp_path)
-        time.sleep(rng.uniform(0.4, 1.0) * whole)
+        appears(out)
+        time.sleep(rng.uniform(0, takes))
         child.kill()
         child.communicate(timeout=30)
         found = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".part"] if out.exists() else []
