@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 "heads": 4,
                 "kv_heads": 4,
                 "hidden": 64,
-                "context": 96,
+                "context": 256,
                 **more,
             }
         )
@@ -62,7 +62,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             root / name, shape, dict(model.named_parameters()), end_of_text=0, tokenizer=root / "tokenizer"
         )
     torch.manual_seed(3)
-    config = GPT2Config(vocab_size=size, n_positions=96, n_embd=32, n_layer=2, n_head=4, eos_token_id=0, bos_token_id=0)
+    config = GPT2Config(
+        vocab_size=size, n_positions=256, n_embd=32, n_layer=2, n_head=4, eos_token_id=0, bos_token_id=0
+    )
     GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
     tokenizer.copy_to(root / "gpt2")
     rows = [f'{{"question": "Which number comes after {n}?", "answer": "The number {n + 1}."}}' for n in range(60)]
@@ -78,7 +80,7 @@ def options(folders: dict[str, Path], tmp_path: Path, **more: Any) -> SftOptions
 
 
 def train(asked: SftOptions, stop: Stop | None = None) -> Any:
-    with joined([CPU]) as ranks:
+    with joined(["cpu"]) as ranks:
         return train_sft(plan_sft(asked), ranks=ranks, stop=stop or Stop())
 
 
@@ -89,10 +91,10 @@ BACKENDS += [("ours", "eager"), ("qk", "eager"), ("gpt2", "sdpa"), ("gpt2", "eag
 @pytest.mark.parametrize(("name", "backend"), BACKENDS)
 def test_packed_examples_do_not_see_each_other(folders: dict[str, Path], name: str, backend: str) -> None:
     """The loss of a row is the sum of the losses of its examples alone, and another neighbour changes nothing."""
-    tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=96)
+    tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=256)
     assert tuned.backend == backend
     tuned.module.eval()
-    packed = Packed(open_sft(folders["data"]).train, length=96, batch=1, seed=0, pad=0)
+    packed = Packed(open_sft(folders["data"]).train, length=256, batch=1, seed=0, pad=0)
     row = max(packed.rows, key=len)
     assert len(row) > 2
     with torch.no_grad():
@@ -110,10 +112,10 @@ def test_packed_examples_do_not_see_each_other(folders: dict[str, Path], name: s
 
 @pytest.mark.parametrize("name", ["ours", "qk"])
 def test_our_model_and_transformers_agree_on_the_loss(folders: dict[str, Path], name: str) -> None:
-    packed = Packed(open_sft(folders["data"]).train, length=96, batch=2, seed=0, pad=0)
+    packed = Packed(open_sft(folders["data"]).train, length=256, batch=2, seed=0, pad=0)
     losses = []
     for backend in ("blocked", "eager"):
-        tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=96)
+        tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=256)
         tuned.module.eval()
         losses.append(float(tuned.loss(tuned.module, packed.batch(0)).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -147,7 +149,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
 
     stop = After()
     begun = options(folders, tmp_path, save_dir=tmp_path / "parts", **common)
-    with joined([CPU]) as ranks:
+    with joined(["cpu"]) as ranks:
         planned = plan_sft(begun)
         make = planned.train.batch
         seen: list[int] = []
@@ -216,8 +218,8 @@ def weights_of_checkpoint(run: Path) -> list[str]:
 
 
 def test_what_does_not_fit_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has a context of 96 tokens"):
-        plan_sft(options(folders, tmp_path, context=200))
+    with pytest.raises(UsageError, match="has a context of 256 tokens"):
+        plan_sft(options(folders, tmp_path, context=300))
     with pytest.raises(SlmxError, match="examples are longer than the context of 8 tokens"):
         plan_sft(options(folders, tmp_path, context=8))
     with pytest.raises(UsageError, match="both say how long"):
