@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from slmx.errors import INTERRUPTED, TERMINATED, SlmxError
+from slmx.events import Listener, Notice, Progress
 
 
 class Stop:
@@ -25,6 +26,16 @@ class Stop:
     def error(self, what: str, *, hint: str) -> SlmxError:
         """The error that ends the command after a clean stop: exit code 130 or 143."""
         return SlmxError(what, hint=hint, code=TERMINATED if self.signal == signal.SIGTERM else INTERRUPTED)
+
+    def watched(self, listen: Listener, what: str, *, hint: str) -> Listener:
+        """A listener that passes on what it hears, and ends the work that tells it once somebody asked to stop."""
+
+        def heard(event: Progress | Notice) -> None:
+            listen(event)
+            if self.asked:
+                raise self.error(what, hint=hint)
+
+        return heard
 
 
 @contextmanager

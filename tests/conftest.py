@@ -190,18 +190,20 @@ def msmarco_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unarxive_folder(tmp_path: Path) -> Path:
-    """Three papers, and three sentences that cite them, one of them a paper that is not there."""
+    """Five papers, and four sentences that cite papers, one of them a paper that is not there."""
     import json
 
     folder = tmp_path / "unarxive"
     folder.mkdir()
     papers = [("0704.1", "Lamps", "Of oil and light.", "cs"), ("0704.2", "Ships", "Of engines.", "cs")]
     papers.append(("0704.3", "Towers", "", "cs"))
+    papers += [("0704.4", "Harbours", "Of stone.", "cs"), ("0704.5", "Rivers", "Of water.", "cs")]
     (folder / "collection.tsv").write_text("".join("\t".join(paper) + "\n" for paper in papers), "utf-8")
     contexts = [
         {"text": "Lamps and ships were studied [1, 2].", "cited_ids": ["0704.1", "0704.2"]},
         {"text": "All of these [1-3] matter.", "cited_ids": ["0704.1", "0704.3", "0704.2"]},
         {"text": "See also elsewhere.", "cited_ids": ["9999.9"]},
+        {"text": "Harbours lie on rivers [4, 5].", "cited_ids": ["0704.4", "0704.5"]},
     ]
     (folder / "contexts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in contexts), "utf-8")
     return folder

@@ -86,7 +86,7 @@ def open_texts(corpus: Source, cache_dir: Path, listen: Listener = nobody) -> Te
         try:
             with whole_folder(path, marker=LAST) as made:
                 _write(made, corpus, listen)
-        except RefusedError:  # another process was faster, and its folder has the same content
+        except (RefusedError, OSError):  # another process was faster, and its folder has the same content
             if not (path / LAST).is_file():
                 raise
     return Texts(path)

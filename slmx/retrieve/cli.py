@@ -167,7 +167,8 @@ def mine(
     Example: `slmx retrieve mine scifact --retriever dense --negatives 4 --to scifact-mined`
     """
     from slmx import console, settings
-    from slmx.retrieve.mine import MineOptions, mine as work, render
+    from slmx.retrieve.mine import mine as work, render
+    from slmx.retrieve.negatives import MineOptions
     from slmx.signals import stopping
 
     known = settings.load_with_hub_token()
@@ -260,7 +261,8 @@ def synthesize(
     Example: `slmx retrieve synthesize scifact --model smollm2-360m --prompt claim --round-trip 10 --to scifact-claims`
     """
     from slmx import console, settings
-    from slmx.retrieve.synthesize import SynthesizeOptions, render, synthesize as work
+    from slmx.retrieve.queries import SynthesizeOptions
+    from slmx.retrieve.synthesize import render, synthesize as work
     from slmx.signals import stopping
 
     known = settings.load_with_hub_token()

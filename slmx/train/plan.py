@@ -251,7 +251,11 @@ def with_gold_pairs(options: TrainOptions, listen: Listener) -> tuple[TrainOptio
 
     found = find(DatasetPreset, options.dataset)
     if found is None:  # a BEIR folder, whose train marks say what answers what
-        return replace(options, data_dirs=(locate(options.dataset, options.data_dir)[1],)), ()
+        folder = locate(options.dataset, options.data_dir)[1]
+        if not (folder / "qrels" / "train.tsv").is_file():
+            hint = "Name training data: --data-dirs …"
+            raise UsageError(f"{folder}, the dataset in the settings, has no marks for training.", hint=hint)
+        return replace(options, data_dirs=(folder,)), ()
     own, preset = found
     if not preset.train:
         raise UsageError(

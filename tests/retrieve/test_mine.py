@@ -17,7 +17,8 @@ import pytest
 from slmx.data.datasets import open_dataset
 from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.retrieve import mine as module
-from slmx.retrieve.mine import Mined, MineOptions, mine
+from slmx.retrieve.mine import Mined, mine
+from slmx.retrieve.negatives import MineOptions
 from slmx.retrieve.opening import open_retriever
 from slmx.signals import Stop
 from slmx.train.pairs import open_sets
@@ -192,7 +193,8 @@ def test_killed_by_the_system_it_goes_on(folder: Path, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from slmx.retrieve import mine as module
-from slmx.retrieve.mine import MineOptions, mine
+from slmx.retrieve.mine import mine
+from slmx.retrieve.negatives import MineOptions
 from slmx.signals import Stop
 module.BATCH, TO, slow = 1, sys.argv[1], len(sys.argv) > 2
 def listen(event):
@@ -255,3 +257,17 @@ def test_the_command(folder: Path, empty_folder: Path) -> None:
         [*command, "--split", "test"], check=False, capture_output=True, text=True, cwd=empty_folder
     )
     assert refused.returncode == 2 and "never mined from it" in refused.stderr
+
+
+def test_a_stop_while_the_corpus_is_encoded_ends_there(
+    asked: Callable[..., MineOptions], encoder_folder: Path, tmp_path: Path
+) -> None:
+    stop = Stop()
+
+    def at_once(event: Any) -> None:
+        if getattr(event, "task", "").startswith("encode"):
+            stop.signal = signal.SIGINT
+
+    with pytest.raises(SlmxError, match="Stopped before the first pair was mined") as caught:
+        mine(asked(retriever=str(encoder_folder)), stop=stop, listen=at_once)
+    assert caught.value.code == 130 and not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from slmx.errors import RefusedError, SlmxError, UsageError
-from slmx.retrieve import synthesize as module
+from slmx.retrieve import queries as module
 from slmx.retrieve.synthesize import FILE, Synthesized, SynthesizeOptions, synthesize
 from slmx.signals import Stop
 from slmx.train.pairs import open_sets
@@ -188,8 +188,9 @@ def test_killed_by_the_system_it_goes_on(asked: Callable[..., SynthesizeOptions]
     script = f"""
 import sys, time
 from pathlib import Path
-from slmx.retrieve import synthesize as module
-from slmx.retrieve.synthesize import SynthesizeOptions, synthesize
+from slmx.retrieve import queries as module
+from slmx.retrieve.queries import SynthesizeOptions
+from slmx.retrieve.synthesize import synthesize
 from slmx.signals import Stop
 module.BATCH, slow = 1, len(sys.argv) > 2
 def listen(event):

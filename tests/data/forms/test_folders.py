@@ -74,9 +74,8 @@ def test_a_malicious_score_file_is_refused_before_a_pair_is_read(msmarco_folder:
 def test_unarxive_sentences_lead_to_the_cited_papers(unarxive_folder: Path) -> None:
     assert detect(unarxive_folder) == "unarxive-query-doc"
     pairs = [(one.query_id, one.positive_id) for one in read(unarxive_folder, "unarxive-query-doc")]
-    assert pairs == [("context-1", "0704.1"), ("context-1", "0704.2")] + [
-        ("context-2", own) for own in ("0704.1", "0704.3", "0704.2")
-    ]
+    cited = {"context-1": ("1", "2"), "context-2": ("1", "3", "2"), "context-4": ("4", "5")}
+    assert pairs == [(context, f"0704.{own}") for context, papers in cited.items() for own in papers]
 
 
 def test_unarxive_papers_cited_together(unarxive_folder: Path) -> None:
@@ -86,6 +85,7 @@ def test_unarxive_papers_cited_together(unarxive_folder: Path) -> None:
         ("0704.1", "0704.3"),
         ("0704.1", "0704.2"),
         ("0704.3", "0704.2"),
+        ("0704.4", "0704.5"),
     ]
     assert pairs[0].query == "Lamps [SEP] Of oil and light."
     assert pairs[1].positive == "Towers"  # no abstract, no separator
