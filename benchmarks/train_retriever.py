@@ -176,7 +176,7 @@ def report(options: argparse.Namespace, chosen: Sequence[str], rounds: list[dict
     name = "SentenceTransformerTrainer"
 
     def middle(way: str, kind: str, figure: str) -> float:
-        return median(one[way, kind][figure] for one in rounds)
+        return float(median(one[way, kind][figure] for one in rounds))
 
     rows = []
     for kind in chosen:
