@@ -54,8 +54,13 @@ class Pool:
             del item, future, job  # a thread that waits must not hold the last piece
 
 
-def outcomes(pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, stop: Stop) -> Iterator[tuple[T, Future[R]]]:
+def outcomes(
+    pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, stop: Stop, ahead: int = AHEAD
+) -> Iterator[tuple[T, Future[R]]]:
     """Run `work` over jobs in the pool's threads; yields each with its future soon after it has finished.
+
+    Args:
+        ahead: jobs a thread that are handed over at a time; 1 where a failure should keep the next from beginning.
 
     Raises:
         Stopped: somebody asked; what had not begun is cancelled, what runs is left to itself for up to five seconds.
@@ -65,7 +70,7 @@ def outcomes(pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, stop: Sto
     waiting = iter(jobs)
     try:
         while True:
-            while len(running) < AHEAD * pool.threads and (job := next(waiting, None)) is not None:
+            while len(running) < ahead * pool.threads and (job := next(waiting, None)) is not None:
                 future = pool.submit(lambda job=job: work(job))  # type: ignore[misc]
                 running[future] = job
                 future.add_done_callback(finished.put)

@@ -202,7 +202,7 @@ def _ask(
     in_a_row = 0
     again = "The same command asks only for what is missing."
     pool = Pool(judge.concurrency)
-    jobs = outcomes(pool, todo, work, stop=stop)
+    jobs = outcomes(pool, todo, work, stop=stop, ahead=1)
     try:
         for done, (prediction, future) in enumerate(jobs, 1):
             problem = future.exception()

@@ -77,7 +77,7 @@ def test_a_prompt_has_the_ids_that_it_has_when_the_model_is_asked(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from slmx.models.chat import PromptEncoder
+    from slmx.models.templates import PromptEncoder
 
     template = Template(name, tokenizer)
     asked = AutoTokenizer.from_pretrained(tokenizer.folder)

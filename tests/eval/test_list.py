@@ -50,8 +50,9 @@ def test_runs_of_one_cell_show_what_of_their_configuration_differs(outputs: Path
 
 
 def test_unfinished_running_and_broken_runs_are_told_apart(
-    outputs: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+    outputs: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # the older the runs, the wider the table
     make_run(Path("outputs/half"), SAID, answered=4)
     Path("outputs/broken").mkdir()
     Path("outputs/broken/run.json").write_text("{")
