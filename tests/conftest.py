@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from slmx import console
 from slmx.files import hash_value
 from slmx.records import Passage, Question
 
@@ -27,6 +28,12 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data: set SLMX_TEST_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_manner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--quiet and --json of one test are not those of the next."""
+    monkeypatch.setattr(console, "manner", console.Manner())
 
 
 @pytest.fixture

@@ -385,6 +385,7 @@ class _Loop:
         """Write the model into the save folder."""
         weights = {name: optim.whole(weight).detach().cpu() for name, weight in self.named}
         self.ranks.once(lambda: self.task.save_model(self.options.save_dir, weights))
+        self.ranks.highest(0)  # no process takes the group down while another still hears from it
         losses = [float(row["loss"]) for row in self.rows.rows() if row["loss"]] if self.ranks.main else [math.nan]
         self.trackers.singles({**self.scores, "tokens": float(self.tokens), "seconds": self.seconds})
         return LoopReport(

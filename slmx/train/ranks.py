@@ -194,7 +194,6 @@ def joined(wanted: Sequence[str]) -> Iterator[Ranks]:
         yield Ranks(device, rank, world)
     except SlmxError as error:
         raise error if not rank else _of_rank(error, rank, world) from None
-    distributed.barrier()  # a group that others still use must not be torn down: its threads would end the process
     distributed.destroy_process_group()
 
 

@@ -260,10 +260,10 @@ def test_trap_21_a_sample_is_seeded_and_in_the_order_of_the_dataset(work: Path) 
 
 
 def stripped(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """predictions.json as bytes, and results.json without timings and memory."""
+    """predictions.json as bytes, and results.json without timings, memory, load and energy."""
     kept = results(folder)
     for name in list(kept):
-        if name.endswith(("_seconds", "_per_second", "_mb", "_w")):
+        if name.endswith(("_seconds", "_per_second", "_mb", "_w", "_percent")) or name.startswith("energy_"):
             del kept[name]
     return (folder / "predictions.json").read_bytes(), kept
 
