@@ -90,7 +90,16 @@ def root(
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code."""
-    sys.exit(run(sys.argv[1:]))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(run(sys.argv[1:]))
+    try:
+        code: object = run(sys.argv[1:])
+    except SystemExit as leave:
+        code = leave.code
+    # One of several processes that train: threads of its group may still run, and would abort an ordinary end.
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def run(argv: Sequence[str]) -> int:
