@@ -31,6 +31,22 @@ NumGpus = Annotated[
     int | None,
     typer.Option("--num-gpus", min=1, help="A count of cards, a process each; with --device cpu of processes."),
 ]
+Epochs = Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")]
+Warmup = Annotated[float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")]
+Clip = Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")]
+MeasuredDtype = Annotated[str, typer.Option("--dtype", help="auto (what is measured faster), bfloat16, float32.")]
+ValInterval = Annotated[
+    int | None, typer.Option("--val-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+]
+SaveInterval = Annotated[
+    int | None, typer.Option("--save-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
+]
+SampleInterval = Annotated[
+    int | None, typer.Option("--sample-interval", min=0, help="Steps; 0: none.", show_default="a tenth")
+]
+LogInterval = Annotated[int, typer.Option("--log-interval", min=1, help="Steps a row of the metrics.")]
+Keep = Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")]
 MaxItems = Annotated[int | None, typer.Option("--max-items", min=1, help="Only the first N rows.")]
 Words = Annotated[int | None, typer.Option("--words", min=10, help="Words a passage, about.", show_default="100")]
 Overlap = Annotated[
@@ -51,7 +67,9 @@ Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: aut
 Reranker = Annotated[
     str | None, typer.Option("--reranker", help="A cross-encoder (folder or id) that reorders what was found.")
 ]
-
+Chat = Annotated[
+    bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.", show_default="preset")
+]
 ClearML = Annotated[
     bool | None, typer.Option("--clearml/--no-clearml", help="Send to ClearML.", show_default="if it is configured")
 ]

@@ -70,9 +70,7 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Tokens an answer may have.", show_default="48")
     ] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.", show_default="preset")
-    ] = None,
+    chat: options.Chat = None,
     thinking: Annotated[bool, typer.Option("--thinking", help="Let a thinking model think first.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Quantise the weights to 8 bits.")] = False,

@@ -243,9 +243,7 @@ def synthesize(
         int | None,
         typer.Option("--max-new-tokens", min=1, help="Tokens a query may have.", show_default="the prompt's"),
     ] = None,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--no-chat", help="Use the model's chat template.", show_default="preset")
-    ] = None,
+    chat: options.Chat = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Prompts a batch.", show_default="chosen")
     ] = None,

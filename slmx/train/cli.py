@@ -75,9 +75,9 @@ def retriever(
     ] = None,
     negatives: Annotated[int, typer.Option("--negatives", min=0, help="Hard negatives a pair, at most.")] = 4,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="1 epoch")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    epochs: options.Epochs = None,
     lr: Annotated[float, typer.Option("--lr", min=0.0, help="The highest learning rate.")] = 2e-5,
-    warmup: Annotated[float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")] = 0.1,
+    warmup: options.Warmup = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of AdamW, on matrices.")] = 0.01,
     max_query_length: Annotated[
         int | None, typer.Option("--max-query-length", min=3, help="Tokens.", show_default="the model's")
@@ -120,7 +120,7 @@ def retriever(
     push_to_hub: Annotated[
         str, typer.Option("--push-to-hub", help="At the end, put the model on the Hub under this id.", metavar="ID")
     ] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    resume: options.Resume = False,
     clearml: options.ClearML = None,
     tensorboard: options.TensorBoard = None,
     seed: options.Seed = None,
@@ -197,12 +197,7 @@ def retriever(
 
     track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
-    if len(devices) > 1 and not ranks.inside():
-        _show_plan(asked, on_the_way=True)  # what is wrong is said once, before any process starts
-        ranks.launch(len(devices), sys.argv[1:])
-        return
-    with ranks.joined(devices) as joined:
-        _train(asked, joined, track)
+    ranks.spread(devices, lambda: _show_plan(asked, on_the_way=True), lambda joined: _train(asked, joined, track))
 
 
 def _show_plan(asked: TrainOptions, *, on_the_way: bool = False) -> None:

@@ -12,6 +12,7 @@ from slmx import options
 from slmx.group import Group
 
 if TYPE_CHECKING:
+    from slmx.track.trackers import TrackOptions
     from slmx.train.lm_plan import LmOptions
     from slmx.train.ranks import Ranks
     from slmx.train.sft import SftOptions
@@ -74,7 +75,7 @@ def lm(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="1 epoch")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="How long, instead of --steps.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    epochs: options.Epochs = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option("--batch-tokens", min=1, help="Tokens a step, of all processes.", show_default="preset"),
@@ -92,20 +93,18 @@ def lm(
     matrix_lr: Annotated[float, typer.Option("--matrix-lr", min=0.0, help="Highest rate of Muon.")] = 0.02,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the layers' matrices.")] = 0.1,
     schedule: Annotated[str, typer.Option("--schedule", help="wsd (up, level, down), cosine, constant.")] = "wsd",
-    warmup: Annotated[
-        float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")
-    ] = 0.02,
+    warmup: options.Warmup = 0.02,
     decay: Annotated[float, typer.Option("--decay", min=0.0, help="How long wsd goes down, as --warmup.")] = 0.4,
     min_lr: Annotated[
         float, typer.Option("--min-lr", min=0.0, max=1.0, help="The share of the rates at the end.")
     ] = 0.0,
-    clip: Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")] = 1.0,
+    clip: options.Clip = 1.0,
     document_mask: Annotated[
         bool, typer.Option("--document-mask/--no-document-mask", help="Documents do not see each other.")
     ] = True,
     attention: Annotated[str, typer.Option("--attention", help="auto, blocked, sdpa, flex.")] = "auto",
     device: options.Device = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (what is measured faster), bfloat16, float32.")] = "auto",
+    dtype: options.MeasuredDtype = "auto",
     compile_: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile.", show_default="where it pays")
     ] = None,
@@ -113,18 +112,12 @@ def lm(
     num_gpus: options.NumGpus = None,
     strategy: Annotated[str, typer.Option("--strategy", help="Several processes: ddp, fsdp.")] = "ddp",
     val_tokens: Annotated[int, typer.Option("--val-tokens", min=0, help="Validate on about so many.")] = 65_536,
-    val_interval: Annotated[
-        int | None, typer.Option("--val-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
-    ] = None,
-    save_interval: Annotated[
-        int | None, typer.Option("--save-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
-    ] = None,
-    sample_interval: Annotated[
-        int | None, typer.Option("--sample-interval", min=0, help="Steps; 0: none.", show_default="a tenth")
-    ] = None,
-    log_interval: Annotated[int, typer.Option("--log-interval", min=1, help="Steps a row of the metrics.")] = 10,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    val_interval: options.ValInterval = None,
+    save_interval: options.SaveInterval = None,
+    sample_interval: options.SampleInterval = None,
+    log_interval: options.LogInterval = 10,
+    keep: options.Keep = 2,
+    resume: options.Resume = False,
     clearml: options.ClearML = None,
     tensorboard: options.TensorBoard = None,
     seed: options.Seed = None,
@@ -182,12 +175,7 @@ def lm(
     )
     track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
-    if len(devices) > 1 and not ranks.inside():
-        _plan(asked)  # what is wrong is said once, before any process starts
-        ranks.launch(len(devices), sys.argv[1:])
-        return
-    with ranks.joined(devices) as joined:
-        _train_lm(asked, joined, track, dry_run)
+    ranks.spread(devices, lambda: _plan(asked), lambda joined: _train_lm(asked, joined, track, dry_run))
 
 
 def _plan(asked: LmOptions) -> None:
@@ -197,7 +185,7 @@ def _plan(asked: LmOptions) -> None:
     console.show(render_plan(plan_lm(asked).plan))
 
 
-def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> None:
+def _train_lm(asked: LmOptions, joined: Ranks, track: TrackOptions, dry_run: bool) -> None:
     """Plan and train in this process; rank 0 alone speaks."""
     from slmx import console
     from slmx.signals import stopping
@@ -205,6 +193,7 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
     from slmx.train import lm
     from slmx.train.lm_plan import plan_lm, render_plan
 
+    own = track if joined.main else TrackOptions()
     planned = plan_lm(asked)
     with console.listening() as listen:
         if dry_run:
@@ -214,8 +203,7 @@ def _train_lm(asked: LmOptions, joined: Ranks, track: object, dry_run: bool) -> 
             return
         if joined.world == 1:
             console.show(render_plan(planned.plan))
-        assert isinstance(track, TrackOptions)
-        with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
+        with stopping(console.note) as stop, open_trackers(own, listen) as trackers:
             report = lm.train_lm(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
     if joined.main:
         console.result(report, lm.render_report)
@@ -255,7 +243,7 @@ def sft(
     data: Annotated[Path, typer.Option("--data", help="A folder of `slmx data prepare-sft`, or train_sft_packed.bin.")],
     save_dir: Annotated[Path, typer.Option("--save-dir", help="The folder of the tuned model and its checkpoints.")],
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="How long.", show_default="2 epochs")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", min=0.001, help="How long, instead of --steps.")] = None,
+    epochs: options.Epochs = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows a step.")] = 16,
     context: Annotated[
         int | None, typer.Option("--context", min=8, help="Tokens a row.", show_default="the model's, at most 1,024")
@@ -269,30 +257,22 @@ def sft(
     ] = None,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of the layers' matrices.")] = 0.0,
     schedule: Annotated[str, typer.Option("--schedule", help="cosine, wsd, constant.")] = "cosine",
-    warmup: Annotated[
-        float, typer.Option("--warmup", min=0.0, help="A share of the steps, or from 1 on steps.")
-    ] = 0.05,
-    clip: Annotated[float, typer.Option("--clip", min=0.0, help="Cut the gradient's norm to this; 0: never.")] = 1.0,
+    warmup: options.Warmup = 0.05,
+    clip: options.Clip = 1.0,
     attention: Annotated[
         str, typer.Option("--attention", help="auto; blocked, sdpa, flex; other architectures: sdpa, eager.")
     ] = "auto",
     device: options.Device = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto (what is measured faster), bfloat16, float32.")] = "auto",
+    dtype: options.MeasuredDtype = "auto",
     gpus: options.Gpus = "",
     num_gpus: options.NumGpus = None,
     val_rows: Annotated[int, typer.Option("--val-rows", min=0, help="Validate on so many rows at most.")] = 64,
-    val_interval: Annotated[
-        int | None, typer.Option("--val-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
-    ] = None,
-    save_interval: Annotated[
-        int | None, typer.Option("--save-interval", min=0, help="Steps; 0: at the end.", show_default="a tenth")
-    ] = None,
-    sample_interval: Annotated[
-        int | None, typer.Option("--sample-interval", min=0, help="Steps; 0: none.", show_default="a tenth")
-    ] = None,
-    log_interval: Annotated[int, typer.Option("--log-interval", min=1, help="Steps a row of the metrics.")] = 10,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Checkpoints kept.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --save-dir.")] = False,
+    val_interval: options.ValInterval = None,
+    save_interval: options.SaveInterval = None,
+    sample_interval: options.SampleInterval = None,
+    log_interval: options.LogInterval = 10,
+    keep: options.Keep = 2,
+    resume: options.Resume = False,
     clearml: options.ClearML = None,
     tensorboard: options.TensorBoard = None,
     seed: options.Seed = None,
@@ -344,15 +324,12 @@ def sft(
     track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
     try:
-        if len(devices) > 1 and not ranks.inside():
-            _plan_sft(asked, on_the_way=True)
-            ranks.launch(len(devices), sys.argv[1:])
-            return
         if dry_run:
             _plan_sft(asked, on_the_way=False)
             return
-        with ranks.joined(devices) as joined:
-            _train_sft(asked, joined, track)
+        ranks.spread(
+            devices, lambda: _plan_sft(asked, on_the_way=True), lambda joined: _train_sft(asked, joined, track)
+        )
     except EmptyMask as empty:
         console.show(console.tokens(empty.view))
         raise
@@ -370,7 +347,7 @@ def _plan_sft(asked: SftOptions, *, on_the_way: bool) -> None:
         console.result(planned.plan, render_plan)
 
 
-def _train_sft(asked: SftOptions, joined: Ranks, track: object) -> None:
+def _train_sft(asked: SftOptions, joined: Ranks, track: TrackOptions) -> None:
     """Plan and tune in this process; rank 0 alone speaks."""
     from slmx import console
     from slmx.events import nobody
@@ -378,12 +355,12 @@ def _train_sft(asked: SftOptions, joined: Ranks, track: object) -> None:
     from slmx.track.trackers import TrackOptions, open_trackers
     from slmx.train import sft as work
 
+    own = track if joined.main else TrackOptions()
     with console.listening() as listen:
         planned = work.plan_sft(asked, listen if joined.main else nobody)
         if joined.world == 1:
             console.show(work.render_plan(planned.plan))
-        assert isinstance(track, TrackOptions)
-        with stopping(console.note) as stop, open_trackers(track, listen) as trackers:
+        with stopping(console.note) as stop, open_trackers(own, listen) as trackers:
             report = work.train_sft(planned, ranks=joined, stop=stop, listen=listen, trackers=trackers)
     if joined.main:
         console.result(report, work.render_report)

@@ -24,7 +24,8 @@ from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
 from slmx.train import attention, export, settle, writing
 from slmx.train.lm_plan import LmPlan, Planned, content_of, render_plan
-from slmx.train.loop import Batch, LoopOptions, LoopReport, run
+from slmx.train.loop import Batch, LoopReport, run
+from slmx.train.loop_options import LoopOptions, loop_options
 from slmx.train.ranks import Ranks
 from slmx.train.transformer import Transformer
 from slmx.train.windows import spread
@@ -121,28 +122,15 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
     elif settled.compiled:
         task.model.compile_layers()
     task.settled = settled
-    every = max(10, plan.steps // 10)
-    made = LoopOptions(
-        save_dir=options.save_dir,
+    made = loop_options(
+        options,
         steps=plan.steps,
-        identity=_identity(planned, settled),
-        optimizer=options.optimizer,
         lr=options.lr if options.lr is not None else settle.learning_rate(plan.shape, options.optimizer),
+        identity=_identity(planned, settled),
         matrix_lr=options.matrix_lr,
-        weight_decay=options.weight_decay,
-        schedule=options.schedule,
-        warmup=options.warmup,
         decay=options.decay,
         floor=options.floor,
-        clip=options.clip,
         compute=task.model.compute,
-        log_every=options.log_interval,
-        validate_every=every if options.val_interval is None else options.val_interval,
-        save_every=every if options.save_interval is None else options.save_interval,
-        sample_every=every if options.sample_interval is None else options.sample_interval,
-        keep=options.keep,
-        resume=options.resume,
-        overwrite=options.overwrite,
         strategy=options.strategy,
         flops_per_token=plan.flops_per_token,
         rate=settled.rate,

@@ -16,6 +16,7 @@ from slmx.errors import UsageError
 from slmx.files import hash_value
 from slmx.records import Record
 from slmx.train import attention, export, optim, parallel
+from slmx.train.loop_options import CausalOptions
 from slmx.train.transformer import Shape, count_parameters, flops_per_token
 from slmx.train.windows import Windows
 
@@ -25,50 +26,32 @@ if TYPE_CHECKING:
 HEAD = 1 << 20  # ids at the beginning and the end of a file without a sidecar that tell it from others
 
 
-@dataclass(frozen=True)
-class LmOptions:
+@dataclass(frozen=True, kw_only=True)
+class LmOptions(CausalOptions):
     """What the command line asks for; the defaults are those of the command.
 
-    `steps`, `tokens` and `epochs` are three ways to say how long; none: one epoch. None elsewhere: `batch_tokens` and
-    `context` of the preset, `micro_tokens` what suits the device, intervals a tenth of the steps,
-    10 at least.
+    `tokens` is a third way to say how long; none of them: one epoch. None elsewhere: `batch_tokens` and `context` of
+    the preset, `micro_tokens` what suits the device, `lr` what suits the width.
     """
 
     data: Path
-    save_dir: Path
     preset: str = ""
     init_from: Path | None = None
-    steps: int | None = None
     tokens: int | None = None
-    epochs: float | None = None
     batch_tokens: int | None = None
     micro_tokens: int | None = None
     context: int | None = None
     optimizer: str = "muon"
-    lr: float | None = None
     matrix_lr: float = 0.02
     weight_decay: float = 0.1
     schedule: str = "wsd"
     warmup: float = 0.02
     decay: float = 0.4
     floor: float = 0.0
-    clip: float = 1.0
     document_mask: bool = True
-    attention: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
     compile: bool | None = None
     strategy: str = "ddp"
     val_tokens: int = 65_536
-    val_interval: int | None = None
-    save_interval: int | None = None
-    sample_interval: int | None = None
-    log_interval: int = 10
-    keep: int = 2
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    command: str = ""
 
 
 class LmPlan(Record, frozen=True, omit_defaults=False):

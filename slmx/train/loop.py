@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, TrackedRun, Trackers
 from slmx.train import checkpoints, folder, history, optim, parallel
 from slmx.train.cross_entropy import IGNORED
+from slmx.train.loop_options import LoopOptions
 from slmx.train.ranks import Ranks
 
 COLUMNS = ("step", "loss", "lr", "tokens_per_sec", "eta_hours", "elapsed_hours")
@@ -68,44 +69,6 @@ class Task(Protocol):
 
     def save_model(self, to: Path, weights: Mapping[str, Tensor]) -> None:
         """Write the model as a folder that loads; `weights` are all that learn, whole, by name."""
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long and how. Intervals are steps, 0 is never; `identity` is all that the weights depend on, by content.
-
-    `optimizer` to `floor`: see slmx.train.optim. `clip` cuts the gradient's norm. `patience`: so many steps in a row
-    whose loss or gradient is no number are skipped, then the run stops. `flops_per_token` and `rate` (operations a
-    second of the chip) give MFU.
-    """
-
-    save_dir: Path
-    steps: int
-    identity: Mapping[str, Any]
-    optimizer: str = "adamw"
-    lr: float = 1e-3
-    matrix_lr: float = 0.02
-    weight_decay: float = 0.1
-    schedule: str = "wsd"
-    warmup: float = 0.02
-    decay: float = 0.3
-    floor: float = 0.0
-    clip: float = 1.0
-    compute: torch.dtype = torch.float32
-    log_every: int = 10
-    validate_every: int = 0
-    save_every: int = 0
-    sample_every: int = 0
-    keep: int = 2
-    patience: int = 5
-    resume: bool = False
-    overwrite: bool = False
-    strategy: str = "ddp"
-    flops_per_token: int = 0
-    rate: float = 0.0
-    metrics: str = "training_metrics.csv"
-    log: str = "training.log"
-    configuration: Mapping[str, Any] = field(default_factory=dict)
 
 
 class LoopState(Record, frozen=True):

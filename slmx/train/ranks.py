@@ -1,12 +1,11 @@
 """Several processes that train one model: started by torchrun's launcher, joined in a process group, ended together.
 
+    def work(ranks: Ranks) -> None:                      # one process: the same face, and nothing is sent
+        gradient = ranks.add(gradient)
+        if signal := ranks.highest(stop.signal): ...
+
     wanted = devices("auto", gpus="0,1")                 # a device for each process
-    if len(wanted) > 1 and not inside():
-        launch(len(wanted), sys.argv[1:])                # the same command in each process; returns when all have ended
-    else:
-        with joined(wanted) as ranks:                    # one process: the same face, and nothing is sent
-            gradient = ranks.add(gradient)
-            if signal := ranks.highest(stop.signal): ...
+    spread(wanted, show_plan, work)                      # the same command in each process; returns when all have ended
 
 Every process takes the same steps in the same order, so what all of them see (a stop, a loss that is no number) is one
 decision. What a single process meets ends the others at their next exchange.
@@ -170,6 +169,21 @@ def launch(processes: int, argv: Sequence[str]) -> None:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         raise SystemExit(code if code > 0 else FAILED) from None
+
+
+def spread(wanted: Sequence[str], show_plan: Callable[[], None], work: Callable[[Ranks], None]) -> None:
+    """Run `work` on every device that is wanted: here if it is one, else in processes with this one's command line.
+
+    Args:
+        wanted: of `devices`.
+        show_plan: called once, before processes are started: what is wrong is then said once.
+    """
+    if len(wanted) > 1 and not inside():
+        show_plan()
+        launch(len(wanted), sys.argv[1:])
+        return
+    with joined(wanted) as ranks:
+        work(ranks)
 
 
 @contextmanager

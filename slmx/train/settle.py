@@ -29,7 +29,7 @@ from slmx.train.transformer import Shape, flops_per_token
 if TYPE_CHECKING:
     from slmx.train.lm import LmTask
     from slmx.train.lm_plan import LmOptions
-    from slmx.train.loop import LoopOptions
+    from slmx.train.loop_options import LoopOptions
 
 MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65_536}  # at a time, at most: a processor's caches are small
 PAYS_FROM = 60.0  # seconds of uncompiled work that are left, for the wait to pay

@@ -32,7 +32,8 @@ from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
 from slmx.train import rates
 from slmx.train.cross_entropy import IGNORED
-from slmx.train.loop import Batch, LoopOptions, LoopReport, run
+from slmx.train.loop import Batch, LoopReport, run
+from slmx.train.loop_options import CausalOptions, loop_options
 from slmx.train.packing import Packed
 from slmx.train.ranks import Ranks
 from slmx.train.tuned import Lora, open_tuned
@@ -47,43 +48,26 @@ MICRO_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32_768}
 WRITTEN = 64  # tokens of a sample
 
 
-@dataclass(frozen=True)
-class SftOptions:
+@dataclass(frozen=True, kw_only=True)
+class SftOptions(CausalOptions):
     """What the command line asks for; the defaults are those of the command.
 
     `batch_size` counts rows of `context` tokens; `context` None: the model's, at most 1,024. `lora_rank` 0: all weights
-    learn. `lr` None: 1e-4, with LoRA 2e-4. Intervals None: a tenth of the steps, 10 at least.
+    learn. `lr` None: 1e-4, with LoRA 2e-4.
     """
 
     model: str
     data: Path
-    save_dir: Path
-    steps: int | None = None
-    epochs: float | None = None
     batch_size: int = 16
     context: int | None = None
     lora_rank: int = 0
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
     optimizer: str = "adamw"
-    lr: float | None = None
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup: float = 0.05
-    clip: float = 1.0
-    attention: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
     val_rows: int = 64
-    val_interval: int | None = None
-    save_interval: int | None = None
-    sample_interval: int | None = None
-    log_interval: int = 10
-    keep: int = 2
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    command: str = ""
 
 
 class SftPlan(Record, frozen=True, omit_defaults=False):
@@ -253,26 +237,13 @@ def train_sft(
     """Tune what was planned, or go on with it; raises as slmx.train.loop.run."""
     options, plan = planned.options, planned.plan
     task = SftTask(planned, ranks)
-    every = max(10, plan.steps // 10)
     learning = sum(one.numel() for one in task.model.parameters() if one.requires_grad)
-    made = LoopOptions(
-        save_dir=options.save_dir,
+    made = loop_options(
+        options,
         steps=plan.steps,
-        identity=_identity(planned, task),
-        optimizer=options.optimizer,
         lr=options.lr if options.lr is not None else LR[bool(options.lora_rank)],
-        weight_decay=options.weight_decay,
-        schedule=options.schedule,
-        warmup=options.warmup,
-        clip=options.clip,
+        identity=_identity(planned, task),
         compute=task.compute,
-        log_every=options.log_interval,
-        validate_every=every if options.val_interval is None else options.val_interval,
-        save_every=every if options.save_interval is None else options.save_interval,
-        sample_every=every if options.sample_interval is None else options.sample_interval,
-        keep=options.keep,
-        resume=options.resume,
-        overwrite=options.overwrite,
         metrics=METRICS,
         log=LOG,
         configuration={"command": options.command, "plan": plan, "learning": learning, "attention": task.tuned.backend},
