@@ -144,26 +144,29 @@ def launch(processes: int, argv: Sequence[str]) -> None:
         SlmxError: with the exit code of the process that failed first; that one has said why.
     """
     import logging
+    from tempfile import TemporaryDirectory
 
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes themselves say what happened
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=RUN_ID,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        start_method="spawn",
-    )
     try:
-        elastic_launch(config, sys.executable)("-m", "slmx", *argv)
+        with TemporaryDirectory(prefix="slmx-launch-") as logs:  # the launcher would leave a folder of its own behind
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=RUN_ID,
+                rdzv_backend="c10d",
+                rdzv_endpoint="127.0.0.1:0",
+                max_restarts=0,
+                start_method="spawn",
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
+            elastic_launch(config, sys.executable)("-m", "slmx", *argv)
     except SignalException as error:
         raise SystemExit(INTERRUPTED if error.sigval.name == "SIGINT" else TERMINATED) from None
     except ChildFailedError as error:
