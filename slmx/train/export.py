@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from slmx.errors import SlmxError, UsageError
 from slmx.files import read_json, write_json
+from slmx.models.tokenizers import Tokenizer
 from slmx.train.transformer import Shape
 
 LAYER = {
@@ -34,7 +34,7 @@ HEAD = {"head.weight": "lm_head.weight"}
 
 
 def save_model(
-    to: Path, shape: Shape, weights: Mapping[str, Tensor], *, end_of_text: int | None, tokenizer: Path | None
+    to: Path, shape: Shape, weights: Mapping[str, Tensor], *, end_of_text: int | None, tokenizer: Tokenizer | None
 ) -> None:
     """Write config, weights and tokenizer; the weights come last: the folder loads, or has none.
 
@@ -43,9 +43,8 @@ def save_model(
     from safetensors.torch import save_file
 
     to.mkdir(parents=True, exist_ok=True)
-    for file in sorted(tokenizer.iterdir()) if tokenizer else ():
-        if file.is_file():
-            shutil.copyfile(file, to / file.name)
+    if tokenizer is not None:
+        tokenizer.copy_to(to)
     write_json(to / "config.json", config_of(shape, end_of_text))
     ends = {} if end_of_text is None else {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     write_json(to / "generation_config.json", {"_from_model_config": True, **ends})

@@ -89,20 +89,19 @@ class LmTask:
 
     def sample(self, step: int) -> str:
         """What the model writes from the beginning of a text, or after the file's first tokens."""
-        tokenizer = self.planned.data.tokenizer
+        tokenizer = self.planned.tokenizer
         if tokenizer is None:
             return ""
         end = self.planned.data.train.end_of_text
         begin = [end] if end is not None else self.planned.data.train.read(0, 8).tolist()
         with settle.eagerly():
-            return writing.write(self.model, begin, tokenizer, stop=end, seed=self.planned.options.seed + step)
+            return writing.write(self.model, begin, tokenizer.folder, stop=end, seed=self.planned.options.seed + step)
 
     def save_model(self, to: Path, weights: Mapping[str, Tensor]) -> None:
         """The folder that transformers loads."""
-        data = self.planned.data
-        export.save_model(
-            to, self.planned.plan.shape, weights, end_of_text=data.train.end_of_text, tokenizer=data.tokenizer
-        )
+        planned = self.planned
+        end = planned.data.train.end_of_text
+        export.save_model(to, planned.plan.shape, weights, end_of_text=end, tokenizer=planned.tokenizer)
 
 
 def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tuple[LmTask, LoopOptions]:

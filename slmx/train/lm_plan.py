@@ -14,6 +14,7 @@ from slmx import presets
 from slmx.data.token_files import TokenFile, TokenFolder, open_folder
 from slmx.errors import UsageError
 from slmx.files import hash_value
+from slmx.models.tokenizers import Tokenizer, load_tokenizer
 from slmx.records import Record
 from slmx.train import attention, export, optim, parallel
 from slmx.train.loop_options import CausalOptions
@@ -76,13 +77,17 @@ class LmPlan(Record, frozen=True, omit_defaults=False):
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with everything opened; `start` are the weights of --init-from."""
+    """A plan with everything opened; `start` are the weights of --init-from.
+
+    `tokenizer` is saved with the model, None where nobody gave one.
+    """
 
     options: LmOptions
     plan: LmPlan
     data: TokenFolder
     windows: Windows
     start: Mapping[str, Tensor] | None
+    tokenizer: Tokenizer | None
 
 
 def plan_lm(options: LmOptions) -> Planned:
@@ -122,7 +127,8 @@ def plan_lm(options: LmOptions) -> Planned:
         memory_bytes=count_parameters(shape) * (12 if options.optimizer == "muon" else 16),
         flops_per_token=flops_per_token(shape, context),
     )
-    return Planned(options, plan, data, windows, start)
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    return Planned(options, plan, data, windows, start, tokenizer)
 
 
 def _check(options: LmOptions) -> None:

@@ -216,7 +216,8 @@ class SftTask:
 
     def save_model(self, to: Path, weights: Mapping[str, Tensor]) -> None:
         """The folder that transformers loads, with the tokenizer and template of the examples."""
-        tokenizer = self.planned.data.tokenizer or self.planned.tokenizer.folder
+        own = self.planned.data.tokenizer
+        tokenizer = load_tokenizer(own) if own else self.planned.tokenizer
         self.tuned.save(to, weights, tokenizer=tokenizer, ends=self._ends())
 
 

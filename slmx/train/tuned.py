@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from slmx.errors import SlmxError, UsageError
 from slmx.files import read_json, write_json
 from slmx.models.catalogue import require_weight_files
+from slmx.models.tokenizers import Tokenizer
 from slmx.train import attention, export
 from slmx.train.cross_entropy import IGNORED
 from slmx.train.loop import Batch
@@ -45,7 +46,7 @@ class Tuned(Protocol):
     def next_logits(self, tokens: Tensor) -> Tensor:
         """Logits (V,) behind some tokens (1, T)."""
 
-    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Path, ends: list[int]) -> None:
+    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Tokenizer, ends: list[int]) -> None:
         """Write a folder that transformers loads. `ends` are the ids that end a text."""
 
 
@@ -114,7 +115,7 @@ class OurModel:
         logits: Tensor = self.module(tokens)[0, -1].float()
         return logits
 
-    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Path, ends: list[int]) -> None:
+    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Tokenizer, ends: list[int]) -> None:
         """As in Tuned."""
         export.save_model(to, self.shape, weights, end_of_text=ends[0] if ends else None, tokenizer=tokenizer)
         _write_ends(to, ends)
@@ -182,19 +183,15 @@ class TheirModel:
         self.module.train()
         return logits
 
-    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Path, ends: list[int]) -> None:
+    def save(self, to: Path, weights: Mapping[str, Tensor], *, tokenizer: Tokenizer, ends: list[int]) -> None:
         """As in Tuned; with LoRA the change is put into the weights, and stands in `adapter/` by itself as well."""
-        import shutil
-
+        tokenizer.copy_to(to)
         model = self.module
         if self.lora.rank:
             model.save_pretrained(to / "adapter")
             model = model.merge_and_unload()
         model.config.use_cache = True
         model.save_pretrained(to)
-        for file in sorted(tokenizer.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, to / file.name)
         _write_ends(to, ends)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from slmx.train import export
 from slmx.train.cross_entropy import IGNORED
 from slmx.train.packing import Packed
 from slmx.train.ranks import joined
-from slmx.train.sft import SftOptions, plan_sft, train_sft
+from slmx.train.sft import SftOptions, SftTask, plan_sft, train_sft
 from slmx.train.transformer import Shape, Transformer
 from slmx.train.tuned import Lora, open_tuned
 
@@ -58,9 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with torch.no_grad():
             for weight in model.parameters():  # no layer begins as the identity, so that a leak would show
                 weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-        export.save_model(
-            root / name, shape, dict(model.named_parameters()), end_of_text=0, tokenizer=root / "tokenizer"
-        )
+        export.save_model(root / name, shape, dict(model.named_parameters()), end_of_text=0, tokenizer=tokenizer)
     torch.manual_seed(3)
     config = GPT2Config(
         vocab_size=size, n_positions=256, n_embd=32, n_layer=2, n_head=4, eos_token_id=0, bos_token_id=0
@@ -238,14 +237,51 @@ def test_what_does_not_fit_is_told(folders: dict[str, Path], tmp_path: Path) -> 
         train(options(folders, tmp_path, steps=1, lr=1e-5, resume=True))
 
 
-def test_the_older_packed_file_trains(folders: dict[str, Path], tmp_path: Path) -> None:
+def write_packed(folder: Path) -> Path:
     samples = np.zeros((6, 2, 512), dtype="<i4")
     samples[:, 1] = -100
     samples[:, 0, :8] = np.arange(40, 48)
     samples[:, 1, 5:8] = np.arange(45, 48)
-    samples.tofile(tmp_path / "train_sft_packed.bin")
-    report = train(options(folders, tmp_path, data=tmp_path / "train_sft_packed.bin", steps=20, lr=1e-2))
+    samples.tofile(folder / "train_sft_packed.bin")
+    return folder / "train_sft_packed.bin"
+
+
+def test_the_older_packed_file_trains(folders: dict[str, Path], tmp_path: Path) -> None:
+    report = train(options(folders, tmp_path, data=write_packed(tmp_path), steps=20, lr=1e-2))
     assert report.last_loss < report.first_loss
+
+
+@pytest.mark.parametrize(("name", "more"), [("gpt2", {}), ("gpt2", {"lora_rank": 4}), ("ours", {})])
+def test_without_a_tokenizer_of_the_data_the_tuned_weights_are_saved_and_nothing_else_of_the_model_is_copied(
+    folders: dict[str, Path], tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(folders[name], base)
+    (base / "notes.txt").write_text("of the training of the base model")
+    task: list[SftTask] = []
+
+    class Kept(SftTask):
+        def save_model(self, to: Path, weights: Any) -> None:
+            task.append(self)
+            super().save_model(to, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slmx.train.sft.SftTask", Kept)
+        train(options(folders, tmp_path, model=str(base), data=write_packed(tmp_path), lr=1e-2, **more))
+    before, after = weights_of(base), weights_of(tmp_path / "run")
+    assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
+    tokens = torch.arange(40, 48)[None]
+    with torch.no_grad():
+        logits = saved(input_ids=tokens).logits[0, -1]
+    assert torch.allclose(logits, task[0].tuned.next_logits(tokens), atol=1e-4)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "run").encode("The number")
+        == load_tokenizer(folders["tokenizer"]).backend.encode("The number").ids
+    )
+    assert not (tmp_path / "run" / "notes.txt").exists()
 
 
 def test_the_command(folders: dict[str, Path], empty_folder: Path) -> None:
