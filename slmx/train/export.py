@@ -130,15 +130,28 @@ def load_model(path: Path) -> tuple[Shape, dict[str, Tensor]]:
         if ours is None:
             raise SlmxError(f"{path} has the weight {name}, which `slmx train lm` does not know.")
         weights[f"blocks.{match[1]}.{ours}" if match else ours] = weight.float()
-    return _shape_of(config, weights, path), weights
+    try:
+        return _shape_of(config, weights, path), weights
+    except KeyError as missing:
+        raise SlmxError(f"{path} is no whole model: {missing} is missing.", hint="Copy it again.") from None
 
 
 def _shape_of(config: Mapping[str, Any], weights: dict[str, Tensor], path: Path) -> Shape:
     heads, dim = config["num_attention_heads"], config["hidden_size"]
-    rope = config.get("rope_parameters") or {}
-    relu = config.get("hidden_act") == "relu"
-    if config.get("head_dim", dim // heads) * heads != dim or rope.get("rope_type", "default") != "default":
-        raise SlmxError(f"{path} has heads or positions of a kind that `slmx train lm` does not know.")
+    # Since transformers 5 in rope_parameters; before, in rope_scaling, with rope_theta beside it.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    act = config.get("hidden_act") or "silu"
+    relu = act == "relu"
+    other = [
+        (f"heads of {config.get('head_dim')}", (config.get("head_dim") or dim // heads) * heads != dim),
+        ("scaled positions", rope.get("rope_type", rope.get("type", "default")) != "default"),
+        ("positions in a part of each head", _partial(config, rope)),
+        ("attention in a sliding window", _sliding(config)),
+        (f"the activation {act}", act not in ("silu", "relu")),
+    ]
+    for what, found in other:
+        if found:
+            raise SlmxError(f"{path} has {what}, which `slmx train lm` does not know.")
     if relu:
         for layer in range(config["num_hidden_layers"]):
             gate = weights.pop(f"blocks.{layer}.mlp.gate.weight")
@@ -152,15 +165,25 @@ def _shape_of(config: Mapping[str, Any], weights: dict[str, Tensor], path: Path)
         dim=dim,
         layers=config["num_hidden_layers"],
         heads=heads,
-        kv_heads=config.get("num_key_value_heads", heads),
+        kv_heads=config.get("num_key_value_heads") or heads,
         hidden=config["intermediate_size"],
         context=config["max_position_embeddings"],
         activation="relu2" if relu else "swiglu",
         qk_norm=config["model_type"] == "qwen3",
         tied=tied,
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
         norm_eps=config.get("rms_norm_eps", 1e-6),
     )
+
+
+def _partial(config: Mapping[str, Any], rope: Mapping[str, Any]) -> bool:
+    said = (rope.get("partial_rotary_factor"), config.get("partial_rotary_factor"))
+    return any(share not in (None, 1.0) for share in said)
+
+
+def _sliding(config: Mapping[str, Any]) -> bool:
+    kinds = config.get("layer_types") or []
+    return bool(config.get("use_sliding_window")) or any(kind != "full_attention" for kind in kinds)
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def open_tuned(
 def _is_ours(folder: Path) -> bool:
     try:
         export.load_model(folder)
-    except (SlmxError, KeyError):
+    except SlmxError:
         return False
     return True
 

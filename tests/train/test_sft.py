@@ -15,6 +15,7 @@ import torch
 from slmx.data.prepare_sft import SftJob, prepare_sft
 from slmx.data.sft_files import EmptyMask, open_sft
 from slmx.errors import RefusedError, SlmxError, UsageError
+from slmx.files import read_json, write_json
 from slmx.models.tokenizers import load_tokenizer
 from slmx.signals import Stop
 from slmx.train import export
@@ -23,7 +24,7 @@ from slmx.train.packing import Packed
 from slmx.train.ranks import joined
 from slmx.train.sft import SftOptions, SftTask, plan_sft, train_sft
 from slmx.train.transformer import Shape, Transformer
-from slmx.train.tuned import Lora, open_tuned
+from slmx.train.tuned import Lora, OurModel, open_tuned
 
 CPU = torch.device("cpu")
 
@@ -118,6 +119,47 @@ def test_our_model_and_transformers_agree_on_the_loss(folders: dict[str, Path], 
         tuned.module.eval()
         losses.append(float(tuned.loss(tuned.module, packed.batch(0)).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "ours"),
+    [
+        ("ours", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}, False),  # as stated before transformers 5
+        ("ours", {"rope_scaling": {"type": "linear", "factor": 4.0}}, False),
+        ("ours", {"hidden_act": "gelu"}, False),
+        ("qk", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, False),
+        ("ours", {"head_dim": None, "num_key_value_heads": None, "rope_scaling": None}, True),
+    ],
+)
+def test_a_model_of_other_mathematics_is_not_taken_for_ours(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], ours: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "model"
+    shutil.copytree(folders[name], folder)
+    config = read_json(folder / "config.json")
+    if "rope_scaling" in changes:
+        del config["rope_parameters"]
+    write_json(folder / "config.json", {**config, **changes})
+    tuned = open_tuned(folder, lora=Lora(), backend="auto", device=CPU, compute=torch.float32, length=64)
+    assert isinstance(tuned, OurModel) is ours
+    tokens = torch.arange(200)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = theirs(input_ids=tokens).logits[0, -1]
+    assert torch.allclose(tuned.next_logits(tokens), wanted, atol=1e-4)
+    if not ours:
+        with pytest.raises(SlmxError, match="does not know"):
+            export.load_model(folder)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
