@@ -195,7 +195,7 @@ def open_tokens(path: Path, *, vocab_size: int | None = None, tokenizer_hash: st
         raise SlmxError(
             f"{path} was made with another tokenizer ({sidecar.tokenizer}, {sidecar.tokenizer_hash[:12]}; "
             f"here: {tokenizer_hash[:12]}).",
-            hint=f"Use the one in {path.parent / TOKENIZER}, or make the file again with this tokenizer.",
+            hint="Make the file again with the tokenizer here, or take a model of the file's own.",
         )
     ids = np.memmap(path, dtype="<u2" if width == 2 else "<u4", mode="r")
     return TokenFile(path, ids, sidecar, sidecar.vocab_size if sidecar else vocab_size)

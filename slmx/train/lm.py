@@ -100,8 +100,10 @@ class LmTask:
     def save_model(self, to: Path, weights: Mapping[str, Tensor]) -> None:
         """The folder that transformers loads."""
         planned = self.planned
-        end = planned.data.train.end_of_text
-        export.save_model(to, planned.plan.shape, weights, end_of_text=end, tokenizer=planned.tokenizer)
+        end, tokenizer = planned.data.train.end_of_text, planned.tokenizer
+        if end is None and planned.data.tokenizer is None and tokenizer is not None:  # raw ids and --init-from
+            end = tokenizer.end_of_text
+        export.save_model(to, planned.plan.shape, weights, end_of_text=end, tokenizer=tokenizer)
 
 
 def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tuple[LmTask, LoopOptions]:

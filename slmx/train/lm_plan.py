@@ -14,7 +14,7 @@ from slmx import presets
 from slmx.data.token_files import TokenFile, TokenFolder, open_folder
 from slmx.errors import UsageError
 from slmx.files import hash_value
-from slmx.models.tokenizers import Tokenizer, load_tokenizer
+from slmx.models.tokenizers import FILE as TOKENIZER_FILE, Tokenizer, load_tokenizer
 from slmx.records import Record
 from slmx.train import attention, export, optim, parallel
 from slmx.train.loop_options import CausalOptions
@@ -79,7 +79,7 @@ class LmPlan(Record, frozen=True, omit_defaults=False):
 class Planned:
     """A plan with everything opened; `start` are the weights of --init-from.
 
-    `tokenizer` is saved with the model, None where nobody gave one.
+    `tokenizer` is saved with the model: that of the data, else that of --init-from, None where neither has one.
     """
 
     options: LmOptions
@@ -98,12 +98,15 @@ def plan_lm(options: LmOptions) -> Planned:
         SlmxError: data that cannot be used, or too little of it for one batch.
     """
     _check(options)
-    start, batch_tokens = None, None
+    start, batch_tokens, tokenizer = None, None, None
     if options.init_from is not None:
         shape, start = export.load_model(options.init_from)
         name = options.init_from.name
-        data = open_folder(options.data, vocab_size=shape.vocab_size)
-        _same_vocabulary(data.train, shape, options.init_from)
+        if (options.init_from / TOKENIZER_FILE).is_file():
+            tokenizer = load_tokenizer(options.init_from)
+        known = tokenizer.hash if tokenizer else ""
+        data = open_folder(options.data, vocab_size=shape.vocab_size, tokenizer_hash=known)
+        _within_vocabulary(data, shape, options.init_from)
     else:
         name, preset = presets.get(presets.TransformerPreset, options.preset)
         data = open_folder(options.data, vocab_size=preset.vocab_size)
@@ -127,7 +130,7 @@ def plan_lm(options: LmOptions) -> Planned:
         memory_bytes=count_parameters(shape) * (12 if options.optimizer == "muon" else 16),
         flops_per_token=flops_per_token(shape, context),
     )
-    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else tokenizer
     return Planned(options, plan, data, windows, start, tokenizer)
 
 
@@ -160,12 +163,14 @@ def _with_context(shape: Shape, context: int) -> Shape:
     return msgspec.structs.replace(shape, context=context)
 
 
-def _same_vocabulary(file: TokenFile, shape: Shape, start: Path) -> None:
-    if file.sidecar and file.sidecar.vocab_size != shape.vocab_size:
-        raise UsageError(
-            f"{file.path} has {file.sidecar.vocab_size:,} token types and {start} {shape.vocab_size:,}.",
-            hint="Prepare the data with the tokenizer of that model.",
-        )
+def _within_vocabulary(data: TokenFolder, shape: Shape, start: Path) -> None:
+    """A model may have more rows than its tokenizer types (they are often padded), but not fewer."""
+    for file in (data.train, data.val):
+        if file and file.sidecar and file.sidecar.vocab_size > shape.vocab_size:
+            raise UsageError(
+                f"{file.path} has {file.sidecar.vocab_size:,} token types and {start} {shape.vocab_size:,}.",
+                hint="Prepare the data with the tokenizer of that model.",
+            )
 
 
 def _windows_a_step(batch_tokens: int, context: int) -> int:
