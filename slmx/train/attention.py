@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slmx.errors import UsageError
 from slmx.registry import unknown_name
 
 BACKENDS = ("blocked", "sdpa", "flex")
@@ -32,6 +33,14 @@ def best_backend(device: torch.device, length: int, *, compiled: bool) -> str:
     if device.type == "cpu":
         return "blocked" if length <= LONGEST else "sdpa"
     return "flex" if device.type == "cuda" and compiled else "sdpa"
+
+
+def check_backward(backend: str, device: torch.device) -> None:
+    """Can a back end train on a device? UsageError where it cannot."""
+    if backend == "flex" and device.type != "cuda":
+        raise UsageError(
+            f"FlexAttention has no backward on {device.type}.", hint="Leave --attention out, or use --attention sdpa."
+        )
 
 
 def segments_of(tokens: Tensor, end_of_text: int | None) -> Tensor | None:

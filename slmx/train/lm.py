@@ -114,7 +114,7 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
     """
     options, plan = planned.options, planned.plan
     listen = listen if ranks.main else nobody
-    share = planned.windows.batch(0, ranks.rank, ranks.world)
+    share = ranks.together(lambda: planned.windows.batch(0, ranks.rank, ranks.world))
     before = settle.remembered(options.save_dir) if options.resume else None
     settled = before or ranks.once(lambda: settle.choose(options, plan.shape, len(share), ranks.device))
     task = LmTask(planned, settled, ranks)

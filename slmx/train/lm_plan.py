@@ -16,8 +16,9 @@ from slmx.errors import UsageError
 from slmx.files import hash_value
 from slmx.models.tokenizers import FILE as TOKENIZER_FILE, Tokenizer, load_tokenizer
 from slmx.records import Record
-from slmx.train import attention, export, optim, parallel
-from slmx.train.loop_options import CausalOptions
+from slmx.registry import unknown_name
+from slmx.train import attention, export, parallel
+from slmx.train.loop_options import CausalOptions, check
 from slmx.train.transformer import Shape, count_parameters, flops_per_token
 from slmx.train.windows import Windows
 
@@ -135,8 +136,6 @@ def plan_lm(options: LmOptions) -> Planned:
 
 
 def _check(options: LmOptions) -> None:
-    from slmx.registry import unknown_name
-
     if bool(options.preset) == (options.init_from is not None):
         raise UsageError(
             "--preset makes a new model, --init-from goes on with one: give one of them.",
@@ -144,14 +143,9 @@ def _check(options: LmOptions) -> None:
         )
     if sum(one is not None for one in (options.steps, options.tokens, options.epochs)) > 1:
         raise UsageError("--steps, --tokens and --epochs all say how long.", hint="Give one of them.")
-    for kind, name, known in (
-        ("schedule", options.schedule, optim.SCHEDULES),
-        ("optimizer", options.optimizer, optim.OPTIMIZERS),
-        ("attention back end", options.attention, ("auto", *attention.BACKENDS)),
-        ("strategy", options.strategy, parallel.STRATEGIES),
-    ):
-        if name not in known:
-            raise unknown_name(kind, name, known)
+    check(options, attention.BACKENDS)
+    if options.strategy not in parallel.STRATEGIES:
+        raise unknown_name("strategy", options.strategy, parallel.STRATEGIES)
 
 
 def _shape(preset: presets.TransformerPreset, vocab_size: int) -> Shape:

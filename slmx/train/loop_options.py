@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from slmx.registry import unknown_name
+from slmx.train import optim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,17 @@ class LoopOptions:
     metrics: str = "training_metrics.csv"
     log: str = "training.log"
     configuration: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(asked: CausalOptions, backends: Sequence[str]) -> None:
+    """Are schedule, optimizer and attention names that exist? UsageError, before a run that is there is replaced."""
+    for kind, name, known in (
+        ("schedule", asked.schedule, optim.SCHEDULES),
+        ("optimizer", asked.optimizer, optim.OPTIMIZERS),
+        ("attention back end", asked.attention, ("auto", *backends)),
+    ):
+        if name not in known:
+            raise unknown_name(kind, name, known)
 
 
 def loop_options(asked: CausalOptions, *, steps: int, lr: float, **more: Any) -> LoopOptions:

@@ -152,6 +152,8 @@ def schedule(step: int, steps: int, *, kind: str, warmup: float, decay: float, f
     Raises:
         UsageError: an unknown kind.
     """
+    if kind not in SCHEDULES:
+        raise unknown_name("schedule", kind, SCHEDULES)
     up = math.ceil(warmup * steps if warmup < 1 else warmup)
     if step < up:
         return (step + 1) / (up + 1)
@@ -160,10 +162,8 @@ def schedule(step: int, steps: int, *, kind: str, warmup: float, decay: float, f
     if kind == "cosine":
         done = (step - up) / max(1, steps - up)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-    if kind == "wsd":
-        down = max(1.0, decay * steps if decay < 1 else decay)
-        return floor + (1 - floor) * min(1.0, (steps - step) / down)
-    raise unknown_name("schedule", kind, SCHEDULES)
+    down = max(1.0, decay * steps if decay < 1 else decay)
+    return floor + (1 - floor) * min(1.0, (steps - step) / down)
 
 
 def set_rates(optimizers: Iterable[torch.optim.Optimizer], share: float) -> float:

@@ -81,7 +81,11 @@ class Packed:
             SlmxError: a token id lies past the vocabulary.
         """
         if self.batch_size % world:
-            raise UsageError(f"{self.batch_size} rows a step cannot be shared by {world} processes.")
+            fitting = self.batch_size // world * world
+            raise UsageError(
+                f"{self.batch_size} rows a step cannot be shared by {world} processes.",
+                hint=f"Give --batch-size {fitting}, or fewer processes." if fitting else "Start fewer processes.",
+            )
         share = self.batch_size // world
         first = step * self.batch_size + rank * share
         return self.make([self._row(place) for place in range(first, first + share)])

@@ -71,10 +71,7 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
     backend = options.attention
     if backend == "auto":
         backend = attention.best_backend(device, shape.context, compiled=options.compile is not False)
-    if backend == "flex" and device.type != "cuda":
-        raise UsageError(
-            f"FlexAttention has no backward on {device.type}.", hint="Leave --attention out, or use --attention sdpa."
-        )
+    attention.check_backward(backend, device)
     return Settled(
         dtype=dtype_name(dtype),
         attention=backend,

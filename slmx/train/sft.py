@@ -25,18 +25,18 @@ from slmx.errors import UsageError
 from slmx.events import Listener, Notice, nobody
 from slmx.files import hash_bytes, hash_value, read_json
 from slmx.models.catalogue import fetch_weights, hash_weights
-from slmx.models.device import dtype_name, pick_dtype
+from slmx.models.device import dtype_name, pick_device, pick_dtype
 from slmx.models.tokenizers import Tokenizer, load_tokenizer
 from slmx.records import Record
 from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
-from slmx.train import rates
+from slmx.train import attention, rates
 from slmx.train.cross_entropy import IGNORED
 from slmx.train.loop import Batch, LoopReport, run
-from slmx.train.loop_options import CausalOptions, loop_options
+from slmx.train.loop_options import CausalOptions, check, loop_options
 from slmx.train.packing import Packed
 from slmx.train.ranks import Ranks
-from slmx.train.tuned import Lora, open_tuned
+from slmx.train.tuned import THEIR_BACKENDS, Lora, open_tuned
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,6 +108,8 @@ def plan_sft(options: SftOptions, listen: Listener = nobody) -> Planned:
     """
     if options.steps is not None and options.epochs is not None:
         raise UsageError("--steps and --epochs both say how long.", hint="Give one of them.")
+    check(options, tuple(dict.fromkeys([*attention.BACKENDS, *THEIR_BACKENDS])))
+    attention.check_backward(options.attention, pick_device(options.device))
     found = presets.find(presets.ModelPreset, options.model)
     folder = fetch_weights(found[1].id if found and found[1].id else options.model, listen)
     tokenizer = load_tokenizer(folder)
@@ -151,6 +153,8 @@ class SftTask:
         options, device = planned.options, ranks.device
         self.planned, self.ranks = planned, ranks
         self.compute = rates.fastest_dtype(device) if options.dtype == "auto" else pick_dtype(options.dtype, device)
+        # Before the model is loaded and a run that is there replaced: can so many processes share the rows of a step?
+        ranks.together(lambda: planned.train.batch(0, ranks.rank, ranks.world))
         if self.compute == torch.float16:
             raise UsageError("float16 gradients need a scale that `slmx train sft` does not keep.", hint="Use float32.")
         torch.manual_seed(options.seed)  # LoRA's beginning

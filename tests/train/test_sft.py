@@ -279,6 +279,48 @@ def test_what_does_not_fit_is_told(folders: dict[str, Path], tmp_path: Path) -> 
         train(options(folders, tmp_path, steps=1, lr=1e-5, resume=True))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"optimizer": "adam"}, "adamw"),
+        ({"schedule": "linear"}, "cosine"),
+        ({"attention": "spda"}, "sdpa"),
+        ({"attention": "flex"}, "no backward on cpu"),
+    ],
+)
+def test_wrong_options_are_told_before_a_run_that_is_there_is_replaced(
+    folders: dict[str, Path], tmp_path: Path, wrong: dict[str, Any], hint: str
+) -> None:
+    train(options(folders, tmp_path, steps=1))
+    before = weights_of(tmp_path / "run")
+    with pytest.raises(UsageError) as caught:
+        plan_sft(options(folders, tmp_path, steps=1, overwrite=True, **wrong))
+    assert hint in str(caught.value)
+    after = weights_of(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def sft_command(folders: dict[str, Path], *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "slmx", "train", "sft", "--model", str(folders["ours"]), "--data"]
+    line += [str(folders["data"]), "--steps", "4", "--lr", "1e-2", "--dtype", "float32", "--device", "cpu"]
+    return subprocess.run([*line, "--no-tensorboard", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(folders: dict[str, Path], empty_folder: Path) -> None:
+    one = sft_command(folders, "--save-dir", "one", "--batch-size", "4")
+    two = sft_command(folders, "--save-dir", "two", "--batch-size", "4", "--num-gpus", "2")
+    assert one.returncode == 0 and two.returncode == 0, two.stderr
+    whole, shared = (weights_of(empty_folder / name) for name in ("one", "two"))
+    assert all(torch.allclose(whole[name], shared[name], atol=2e-3) for name in whole)
+    odd = sft_command(folders, "--save-dir", "two", "--batch-size", "3", "--num-gpus", "2", "--overwrite")
+    assert odd.returncode == 2
+    assert odd.stderr.count("3 rows a step cannot be shared by 2 processes") == 1 and "--batch-size 2" in odd.stderr
+    assert weights_of(empty_folder / "two").keys() == shared.keys()
+    more = sft_command(folders, "--save-dir", "two", "--batch-size", "4", "--num-gpus", "2", "--resume")
+    assert more.returncode == 0, more.stderr
+
+
 def write_packed(folder: Path) -> Path:
     samples = np.zeros((6, 2, 512), dtype="<i4")
     samples[:, 1] = -100
