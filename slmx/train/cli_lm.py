@@ -182,20 +182,23 @@ def _plan(asked: LmOptions) -> None:
     from slmx import console
     from slmx.train.lm_plan import plan_lm, render_plan
 
-    console.show(render_plan(plan_lm(asked).plan))
+    with console.listening() as listen:
+        planned = plan_lm(asked, listen)
+    console.show(render_plan(planned.plan))
 
 
 def _train_lm(asked: LmOptions, joined: Ranks, track: TrackOptions, dry_run: bool) -> None:
     """Plan and train in this process; rank 0 alone speaks."""
     from slmx import console
+    from slmx.events import nobody
     from slmx.signals import stopping
     from slmx.track.trackers import TrackOptions, open_trackers
     from slmx.train import lm
     from slmx.train.lm_plan import plan_lm, render_plan
 
     own = track if joined.main else TrackOptions()
-    planned = plan_lm(asked)
     with console.listening() as listen:
+        planned = plan_lm(asked, listen if joined.main else nobody)
         if dry_run:
             estimate = lm.estimate_lm(planned, ranks=joined, listen=listen)
             if joined.main:

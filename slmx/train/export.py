@@ -111,7 +111,13 @@ def load_model(path: Path) -> tuple[Shape, dict[str, Tensor]]:
 
     if (path / WEIGHTS).is_file():  # a checkpoint of a run
         check(path)
-        return msgspec.convert(read_json(path / STATE)["identity"]["shape"], Shape), load_file(path / WEIGHTS)
+        shape = read_json(path / STATE)["identity"].get("shape")
+        if shape is None:
+            raise SlmxError(
+                f"{path} is a checkpoint of `slmx train sft`, which holds no shape.",
+                hint=f"Take the finished model, {path.parent.parent}; the same command with --resume finishes it.",
+            )
+        return msgspec.convert(shape, Shape), load_file(path / WEIGHTS)
 
     config = read_json(path / "config.json") if path.is_dir() else {}
     if config.get("model_type") not in ("llama", "qwen3"):

@@ -135,6 +135,7 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
         strategy=options.strategy,
         flops_per_token=plan.flops_per_token,
         rate=settled.rate,
+        from_checkpoint=" (--init-from takes the weights of a checkpoint)",
         configuration={"command": options.command, "plan": plan, "settled": settled},
     )
     return task, made

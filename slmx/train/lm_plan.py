@@ -13,6 +13,7 @@ from torch import Tensor
 from slmx import presets
 from slmx.data.token_files import TokenFile, TokenFolder, open_folder
 from slmx.errors import UsageError
+from slmx.events import Listener, Notice, nobody
 from slmx.files import hash_value
 from slmx.models.tokenizers import FILE as TOKENIZER_FILE, Tokenizer, load_tokenizer
 from slmx.records import Record
@@ -91,7 +92,7 @@ class Planned:
     tokenizer: Tokenizer | None
 
 
-def plan_lm(options: LmOptions) -> Planned:
+def plan_lm(options: LmOptions, listen: Listener = nobody) -> Planned:
     """Open the data, choose the shape, and check that they fit.
 
     Raises:
@@ -122,7 +123,7 @@ def plan_lm(options: LmOptions) -> Planned:
         shape=shape,
         parameters=count_parameters(shape),
         train_tokens=len(data.train),
-        val_tokens=min(options.val_tokens, len(data.val)) if data.val and options.val_tokens else 0,
+        val_tokens=_val_tokens(options, data.val, context, listen),
         bytes_per_token=data.train.bytes_per_token,
         batch_tokens=batch * context,
         steps=steps,
@@ -165,6 +166,18 @@ def _within_vocabulary(data: TokenFolder, shape: Shape, start: Path) -> None:
                 f"{file.path} has {file.sidecar.vocab_size:,} token types and {start} {shape.vocab_size:,}.",
                 hint="Prepare the data with the tokenizer of that model.",
             )
+
+
+def _val_tokens(options: LmOptions, val: TokenFile | None, context: int, listen: Listener) -> int:
+    if val is None or not options.val_tokens:
+        return 0
+    if len(val) <= context:
+        said = (
+            f"{val.path} has {len(val):,} tokens, less than a window of {context} and its target: nothing is validated."
+        )
+        listen(Notice(said, "warning"))
+        return 0
+    return min(options.val_tokens, len(val))
 
 
 def _windows_a_step(batch_tokens: int, context: int) -> int:

@@ -235,8 +235,8 @@ class _Loop:
         raise self.ranks.shared(
             SlmxError(
                 f"The {what} was no number for {self.bad} steps in a row, the last at step {self.step + 1}. {kept}",
-                hint="Give a lower --lr and begin anew (--init-from takes the weights of a checkpoint), or look at the "
-                "data of these steps.",
+                hint=f"Give a lower --lr and begin anew in another --save-dir{self.options.from_checkpoint}, or "
+                "look at the data of these steps.",
             )
         )
 
@@ -282,8 +282,10 @@ class _Loop:
         self._fresh()
 
     def look(self) -> None:
-        """Validate, sample and save where it is time for it."""
+        """Save, validate and sample where it is time for it; first of all save, so that no failure costs work."""
         options, last = self.options, self.step == self.options.steps
+        if (_due(self.step, options.save_every) and not self.bad) or last:
+            self.checkpoint()
         if _due(self.step, options.validate_every) or last:
             self.scores = dict(self._apart(self.task.validate))
             if self.scores:
@@ -296,8 +298,6 @@ class _Loop:
             if text:
                 self._log(f"sample after step {self.step}:\n{text}")
                 self.trackers.text(text)
-        if (_due(self.step, options.save_every) and not self.bad) or last:
-            self.checkpoint()
 
     def _apart(self, work: Callable[[], Any]) -> Any:
         """Work on the model by rank 0, or by all of them where each holds a part of it."""

@@ -50,7 +50,7 @@ class LoopOptions:
 
     `optimizer` to `floor`: see slmx.train.optim. `clip` cuts the gradient's norm. `patience`: so many steps in a row
     whose loss or gradient is no number are skipped, then the run stops. `flops_per_token` and `rate` (operations a
-    second of the chip) give MFU.
+    second of the chip) give MFU. `from_checkpoint` says how a new run begins with a checkpoint, where the command can.
     """
 
     save_dir: Path
@@ -79,6 +79,7 @@ class LoopOptions:
     rate: float = 0.0
     metrics: str = "training_metrics.csv"
     log: str = "training.log"
+    from_checkpoint: str = ""
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
 

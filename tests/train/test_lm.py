@@ -187,6 +187,29 @@ def test_data_that_does_not_fit(asked: Asked, tmp_path: Path) -> None:
         plan_lm(asked(data=short))
 
 
+def test_a_validation_file_shorter_than_a_window_is_told_and_left_out(asked: Asked, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "other")
+    for path in folder.glob("val*"):
+        path.unlink()
+    (folder / "val.bin").write_bytes((folder / "train.bin").read_bytes()[: 2 * 16])
+    heard: list[str] = []
+    planned = plan_lm(asked(data=folder), lambda event: heard.append(getattr(event, "text", "")))
+    assert planned.plan.val_tokens == 0 and "16 tokens, less than a window of 16" in heard[0]
+    assert run(asked(data=folder)).scores == {}
+
+
+def test_a_checkpoint_is_written_before_what_may_fail(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(self: lm.LmTask) -> dict[str, float]:
+        raise SlmxError("out of memory")
+
+    monkeypatch.setattr(lm.LmTask, "validate", validate)
+    with pytest.raises(SlmxError, match="out of memory"):
+        run(asked(save_interval=2, val_interval=2))
+    assert [path.name for path in checkpoints.all_of(tmp_path / "run")] == ["step_2"]
+
+
 def test_the_vocabulary_of_the_file_wins(asked: Asked, tmp_path: Path) -> None:
     other = write_folder(tmp_path / "other", vocab_size=90)
     assert plan_lm(asked(data=other)).plan.shape.vocab_size == 90

@@ -234,6 +234,19 @@ def test_it_learns_and_the_folder_answers_in_transformers(folders: dict[str, Pat
     assert "→ The number" in log
 
 
+def test_a_checkpoint_is_not_taken_for_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    train(options(folders, tmp_path, steps=1))
+    with pytest.raises(SlmxError, match="checkpoint of `slmx train sft`") as caught:
+        export.load_model(tmp_path / "run" / "checkpoints" / "step_1")
+    assert str(tmp_path / "run") in caught.value.hint
+
+
+def test_the_hint_at_bad_numbers_names_options_that_the_command_has(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(SlmxError, match="no number for 5 steps in a row") as caught:
+        train(options(folders, tmp_path, steps=20, lr=1e30, clip=0.0))
+    assert "--init-from" not in caught.value.hint and "another --save-dir" in caught.value.hint
+
+
 def test_lora_changes_nothing_but_its_own_weights_and_is_put_into_the_model(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
