@@ -181,14 +181,17 @@ class SftTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a learnt token on the rows of val.bin, the first `val_rows` of them."""
+        """Nats a learnt token on `val_rows` rows of val.bin, the same each time.
+
+        They are drawn: as rows were packed, the first hold the longest examples.
+        """
         val = self.planned.val
         if val is None:
             return {}
         self.model.eval()
         total, counted = 0.0, 0
-        for row in val.rows[: self.planned.options.val_rows]:
-            batch = val.make([row]).to(self.ranks.device)
+        for place in range(min(self.planned.options.val_rows, len(val))):
+            batch = val.batch(place).to(self.ranks.device)
             total += float(self.tuned.loss(self.model, batch))
             counted += int((batch.targets != IGNORED).sum())
         self.model.train()

@@ -234,6 +234,32 @@ def test_it_learns_and_the_folder_answers_in_transformers(folders: dict[str, Pat
     assert "→ The number" in log
 
 
+def test_validation_draws_its_rows_and_does_not_take_the_longest_examples(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    numbers = [f'{{"question": "Which is {n}?", "answer": "{" five" * (1 + n % 40)}"}}' for n in range(400)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(numbers), encoding="utf-8")
+    prepare_sft(SftJob([str(tmp_path / "rows.jsonl")], load_tokenizer(folders["tokenizer"]), tmp_path / "data"))
+    (tmp_path / "data" / "val.bin").unlink()
+    for path in (tmp_path / "data").glob("train.*"):  # the same examples to validate on: there are many of them
+        shutil.copyfile(path, path.with_name(path.name.replace("train", "val")))
+    planned = plan_sft(options(folders, tmp_path, data=tmp_path / "data", context=128, val_rows=20))
+    assert planned.val is not None and len(planned.val) > 60
+    seen: list[int] = []
+    make = planned.val.make
+
+    def kept(rows: Any) -> Any:
+        seen.extend(len(planned.val.examples.example(one)[0]) for row in rows for one in row)  # type: ignore[union-attr]
+        return make(rows)
+
+    planned.val.make = kept  # type: ignore[method-assign]
+    with joined(["cpu"]) as ranks:
+        task = SftTask(planned, ranks)
+        assert task.validate() == task.validate()
+    every = planned.val.examples.lengths
+    assert np.mean(seen) < 1.25 * np.mean(every)
+
+
 def test_a_checkpoint_is_not_taken_for_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
     train(options(folders, tmp_path, steps=1))
     with pytest.raises(SlmxError, match="checkpoint of `slmx train sft`") as caught:
