@@ -110,16 +110,19 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
     """What the loop needs: the model on its device, what was measured and settled for it, and how long.
 
     Raises:
-        UsageError: the batch cannot be shared by so many processes.
+        UsageError: the batch cannot be shared by so many processes, or an option contradicts what was settled when the
+            run was begun.
     """
     options, plan = planned.options, planned.plan
     listen = listen if ranks.main else nobody
     share = ranks.together(lambda: planned.windows.batch(0, ranks.rank, ranks.world))
     before = settle.remembered(options.save_dir) if options.resume else None
+    if before is not None:
+        ranks.together(lambda: settle.check_same(before, options, plan.shape, len(share), ranks.device))
     settled = before or ranks.once(lambda: settle.choose(options, plan.shape, len(share), ranks.device))
     task = LmTask(planned, settled, ranks)
     if before is None:
-        settled = settle.compile_if_it_pays(task, settled, options.compile, plan.steps, len(share), ranks, listen)
+        settled = settle.compile_if_it_pays(task, settled, len(share), ranks, listen)
     elif settled.compiled:
         task.model.compile_layers()
     task.settled = settled
@@ -196,7 +199,7 @@ def estimate_lm(planned: Planned, *, ranks: Ranks, listen: Listener = nobody, st
         settled=task.settled,
         seconds_per_step=seconds,
         tokens_per_second=speed,
-        mfu=plan.flops_per_token * speed / task.settled.rate if task.settled.rate else 0.0,
+        mfu=plan.flops_per_token * speed / task.settled.rate / ranks.world if task.settled.rate else 0.0,
         hours=plan.steps * seconds / 3600,
         peak_memory_bytes=peak,
     )

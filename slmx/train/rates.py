@@ -49,17 +49,18 @@ def _rate(device: torch.device, dtype: torch.dtype, rows: int, inner: int, colum
     a = torch.ones(rows, inner, dtype=dtype, device=device)
     b = torch.ones(columns, inner, dtype=dtype, device=device)
     a @ b.T  # the first one prepares the kernel
-    _wait(device)
+    wait(device)
     best, began = 0.0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:
         at = time.perf_counter()
         a @ b.T
-        _wait(device)
+        wait(device)
         best = max(best, 2 * rows * inner * columns / (time.perf_counter() - at))
     return best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a card has done what it was given; a processor has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

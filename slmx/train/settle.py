@@ -38,7 +38,10 @@ WORTH_TIMING = 3.0  # seconds: a longer piece is compiled without a comparison
 
 
 class Settled(Record, frozen=True, omit_defaults=False):
-    """How the work is done: `micro` windows at a time, `rate` operations a second measured, `datasheet` as stated."""
+    """How the work is done: `micro` windows at a time, `rate` operations a second measured, `datasheet` as stated.
+
+    `micro_tokens` is what was asked for, None: nothing.
+    """
 
     dtype: str
     attention: str
@@ -46,6 +49,7 @@ class Settled(Record, frozen=True, omit_defaults=False):
     compiled: bool
     rate: float
     datasheet: float | None = None
+    micro_tokens: int | None = None
 
 
 def remembered(save_dir: Path) -> Settled | None:
@@ -54,6 +58,31 @@ def remembered(save_dir: Path) -> Settled | None:
     said = read_json(path) if path.is_file() else {}
     found = said.get("settled") if isinstance(said, dict) else None
     return msgspec.convert(found, Settled) if found else None
+
+
+def check_same(settled: Settled, options: LmOptions, shape: Shape, share: int, device: torch.device) -> None:
+    """Is what was asked for now, when a run goes on, what it was begun with? UsageError names what is not."""
+    other: dict[str, object] = {}
+    if options.dtype != "auto" and dtype_name(pick_dtype(options.dtype, device)) != settled.dtype:
+        other[f"--dtype {options.dtype}"] = settled.dtype
+    if options.attention not in ("auto", settled.attention):
+        other[f"--attention {options.attention}"] = settled.attention
+    tokens = options.micro_tokens
+    if tokens and tokens != settled.micro_tokens and _divisor(share, tokens // shape.context) != settled.micro:
+        other[f"--micro-tokens {tokens}"] = settled.micro * shape.context
+    if options.compile not in (None, settled.compiled):
+        other["--compile" if options.compile else "--no-compile"] = "compiled" if settled.compiled else "not compiled"
+    if other:
+        said = ", ".join(f"{asked} (it has {had})" for asked, had in other.items())
+        raise UsageError(
+            f"The run that --resume goes on with was begun otherwise: {said}.",
+            hint="Leave that out, or begin anew in another --save-dir: other choices give other last bits.",
+        )
+
+
+def _divisor(share: int, most: int) -> int:
+    """The largest divisor of `share` that is at most `most`, at least 1."""
+    return max(size for size in range(1, max(1, min(most, share)) + 1) if share % size == 0)
 
 
 def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -> Settled:
@@ -67,7 +96,7 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
         raise UsageError(
             "float16 gradients need a scale that `slmx train lm` does not keep.", hint="Use --dtype float32."
         )
-    wanted = max(1, (options.micro_tokens or _micro_tokens(shape, device)) // shape.context)
+    wanted = (options.micro_tokens or _micro_tokens(shape, device)) // shape.context
     backend = options.attention
     if backend == "auto":
         backend = attention.best_backend(device, shape.context, compiled=options.compile is not False)
@@ -75,10 +104,11 @@ def choose(options: LmOptions, shape: Shape, share: int, device: torch.device) -
     return Settled(
         dtype=dtype_name(dtype),
         attention=backend,
-        micro=max(size for size in range(1, min(wanted, share) + 1) if share % size == 0),
+        micro=_divisor(share, wanted),
         compiled=False,
         rate=rates.matrix_rate(device, dtype),
         datasheet=rates.datasheet(device),
+        micro_tokens=options.micro_tokens,
     )
 
 
@@ -96,21 +126,26 @@ def learning_rate(shape: Shape, optimizer: str) -> float:
     return (6e-3 if optimizer == "muon" else 2e-3) * math.sqrt(256 / shape.dim)
 
 
-def compile_if_it_pays(
-    task: LmTask, settled: Settled, wanted: bool | None, steps: int, share: int, ranks: Ranks, listen: Listener
-) -> Settled:
+def compile_if_it_pays(task: LmTask, settled: Settled, share: int, ranks: Ranks, listen: Listener) -> Settled:
     """Compile the layers where that is asked for, or where it saves more than it costs; says what it waits for.
 
     Without a word from the user it is compiled where a compiler is at hand and much work is left, and it stays so where
-    that is measured faster. Processes decide as one.
+    that is measured faster. Processes decide as one. What is not compiled has the attention that is best without.
     """
-    shape, pieces = task.planned.plan.shape, share / settled.micro
+    options, steps = task.planned.options, task.planned.plan.steps
+    shape, pieces, wanted = task.planned.plan.shape, share / settled.micro, options.compile
+    uncompiled = settled
+    if options.attention == "auto":
+        best = attention.best_backend(ranks.device, shape.context, compiled=False)
+        uncompiled = msgspec.structs.replace(settled, attention=best)
     work = flops_per_token(shape, shape.context) * settled.micro * shape.context
     guess = work / (PLAIN_SHARE * settled.rate)
     pays = ranks.highest(int(1000 * guess * pieces * steps)) > 1000 * PAYS_FROM
     if wanted is False or (wanted is None and not (pays and _can_compile(ranks.device, listen))):
-        return settled
+        return uncompiled
+    task.settled = uncompiled
     plain = _piece_seconds(task) if ranks.highest(int(1000 * guess)) < 1000 * WORTH_TIMING else None
+    task.settled = settled
     listen(Notice("Compiling the layers: up to a minute the first time, seconds when the same was compiled before."))
     began = time.perf_counter()
     task.model.compile_layers()
@@ -120,8 +155,9 @@ def compile_if_it_pays(
         task.model.compile_layers(False)
         if wanted:
             raise
-        listen(Notice(f"Compiling failed, and is left out ({str(error).splitlines()[0][:150]}).", "warning"))
-        return settled
+        said = str(error).partition("\n")[0][:150] or type(error).__name__
+        listen(Notice(f"Compiling failed, and is left out ({said}).", "warning"))
+        return uncompiled
     took = time.perf_counter() - began
     if plain is None:
         listen(Notice(f"Compiled in {took:.0f} s."))
@@ -129,7 +165,7 @@ def compile_if_it_pays(
     if wanted is None and ranks.highest(int(1e6 * fast)) > ranks.highest(int(1e6 * plain)):
         task.model.compile_layers(False)
         listen(Notice(f"Compiled in {took:.0f} s; it is not faster here, and left out."))
-        return settled
+        return uncompiled
     listen(Notice(f"Compiled in {took:.0f} s: a step takes {fast * pieces:.2f} s instead of {plain * pieces:.2f} s."))
     return msgspec.structs.replace(settled, compiled=True)
 
@@ -151,7 +187,7 @@ def _piece_seconds(task: LmTask, *, once: bool = False) -> float:
     for number in range(1 if once else 3):
         at = time.perf_counter()
         (task.loss(task.model, batch) / batch.targets.numel()).backward()  # type: ignore[no-untyped-call]
-        _wait(task.ranks.device)
+        rates.wait(task.ranks.device)
         best = min(best, time.perf_counter() - at) if number else best
     task.model.zero_grad(set_to_none=True)
     return best
@@ -181,7 +217,7 @@ def time_steps(task: LmTask, options: LoopOptions, ranks: Ranks, steps: int) -> 
         for optimizer in optimizers:
             optimizer.step()
         task.model.zero_grad(set_to_none=True)
-        _wait(ranks.device)
+        rates.wait(ranks.device)
         taken.append(time.perf_counter() - at)
     if ranks.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(ranks.device)
@@ -193,8 +229,3 @@ def eagerly() -> Iterator[None]:
     """Nothing is compiled for the shapes of this block: validation and samples are short."""
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
