@@ -88,7 +88,38 @@ def write(path: Path, fill: Callable[[Path], None]) -> Path:
     return path
 
 
+def write_model(save_dir: Path, fill: Callable[[Path], None]) -> None:
+    """Put the files that `fill` writes into a new folder into that of a run, weights last: it holds a model, or none.
+
+    Raises:
+        SlmxError: they could not be written (a full disk); the last checkpoint stays.
+    """
+    from safetensors import SafetensorError
+
+    made = save_dir / ".model.part"
+    try:
+        shutil.rmtree(made, ignore_errors=True)  # of a run that was killed here
+        made.mkdir()
+        fill(made)
+        files = [file for file in made.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda one: (one.parent == made and one.suffix == ".safetensors", one)):
+            _flush(file)
+            place = save_dir / file.relative_to(made)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+        _flush(save_dir)
+    except (OSError, SafetensorError) as error:
+        last = latest(save_dir)
+        raise SlmxError(
+            f"The model could not be written into {save_dir}: {error}." + (f" {last} is whole." if last else ""),
+            hint="Make room, then the same command with --resume finishes.",
+        ) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def _flush(path: Path) -> None:
+    """Wait until a file or a folder's names are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

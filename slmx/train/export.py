@@ -36,7 +36,7 @@ HEAD = {"head.weight": "lm_head.weight"}
 def save_model(
     to: Path, shape: Shape, weights: Mapping[str, Tensor], *, end_of_text: int | None, tokenizer: Tokenizer | None
 ) -> None:
-    """Write config, weights and tokenizer; the weights come last: the folder loads, or has none.
+    """Write config, weights and tokenizer.
 
     relu(up)² is a gated layer whose gate is `up` and whose activation is relu: relu(x) · x = relu(x)².
     """
@@ -48,9 +48,7 @@ def save_model(
     write_json(to / "config.json", config_of(shape, end_of_text))
     ends = {} if end_of_text is None else {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     write_json(to / "generation_config.json", {"_from_model_config": True, **ends})
-    temporary = to / ".model.safetensors.part"
-    save_file(to_transformers(shape, weights), temporary, metadata={"format": "pt"})
-    temporary.replace(to / "model.safetensors")
+    save_file(to_transformers(shape, weights), to / "model.safetensors", metadata={"format": "pt"})
 
 
 def config_of(shape: Shape, end_of_text: int | None) -> dict[str, Any]:
@@ -240,7 +238,7 @@ def load_old(path: Path) -> tuple[Shape, dict[str, Tensor]]:
     except FileNotFoundError:
         raise SlmxError(f"There is no file {path}.") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        said = str(error).splitlines()[0][:200]
+        said = str(error).partition("\n")[0][:200]
         raise SlmxError(
             f"{path} cannot be read without running what is in it, and slmx does not do that ({said}).",
             hint="Where it was made, save {'model_state_dict': …, 'config': plain dict} again.",

@@ -287,17 +287,27 @@ class _Loop:
         if (_due(self.step, options.save_every) and not self.bad) or last:
             self.checkpoint()
         if _due(self.step, options.validate_every) or last:
-            self.scores = dict(self._apart(self.task.validate))
-            if self.scores:
-                told = {name: round(value, 5) for name, value in self.scores.items() if name in MORE_COLUMNS}
-                self._on_main(lambda: self.rows.append({"step": self.step, **told}))
-                self.trackers.scalars(self.step, {f"validation/{name}": value for name, value in self.scores.items()})
-                self.say(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()))
+            self.validate()
         if _due(self.step, options.sample_every) or (last and options.sample_every):
             text = self._apart(lambda: self.task.sample(self.step))
             if text:
                 self._log(f"sample after step {self.step}:\n{text}")
                 self.trackers.text(text)
+
+    def validate(self) -> None:
+        """Score the model, and write the scores where there are any."""
+        self.scores = dict(self._apart(self.task.validate))
+        if not self.scores:
+            return
+        told = {name: round(value, 5) for name, value in self.scores.items() if name in MORE_COLUMNS}
+        self._on_main(lambda: self._add_row({"step": self.step, **told}))
+        self.trackers.scalars(self.step, {f"validation/{name}": value for name, value in self.scores.items()})
+        self.say(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in self.scores.items()))
+
+    def _add_row(self, scores: Mapping[str, Any]) -> None:
+        """Write scores, unless a run that ended with them is only finished."""
+        if not any(row["step"] == str(self.step) and row["val_loss"] for row in self.rows.rows()):
+            self.rows.append(scores)
 
     def _apart(self, work: Callable[[], Any]) -> Any:
         """Work on the model by rank 0, or by all of them where each holds a part of it."""
@@ -346,13 +356,16 @@ class _Loop:
 
     def finish(self) -> LoopReport:
         """Write the model into the save folder."""
+        save_dir = self.options.save_dir
+        if not self.scores:  # this process took no step: the run was stopped behind its last one
+            self.validate()
         weights = {name: optim.whole(weight).detach().cpu() for name, weight in self.named}
-        self.ranks.once(lambda: self.task.save_model(self.options.save_dir, weights))
+        self.ranks.once(lambda: checkpoints.write_model(save_dir, lambda made: self.task.save_model(made, weights)))
         self.ranks.highest(0)  # no process takes the group down while another still hears from it
         losses = [float(row["loss"]) for row in self.rows.rows() if row["loss"]] if self.ranks.main else [math.nan]
         self.trackers.singles({**self.scores, "tokens": float(self.tokens), "seconds": self.seconds})
         return LoopReport(
-            folder=str(self.options.save_dir),
+            folder=str(save_dir),
             steps=self.step,
             tokens=self.tokens,
             seconds=self.seconds,

@@ -8,7 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from slmx import app
 from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.signals import Stop
-from slmx.train import checkpoints, lm, settle
+from slmx.train import checkpoints, export, lm, settle
 from slmx.train.lm import train_lm
 from slmx.train.lm_plan import LmOptions, plan_lm
 from slmx.train.loop import LoopReport
@@ -156,19 +157,49 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_the_last_good_checkpoint_s
     assert "step_3 is the last good checkpoint" in str(caught.value)
 
 
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """As on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(asked: Asked, tmp_path: Path) -> None:
     with pytest.raises(SlmxError, match="Stopped after 4"):
         run(asked(), stop_at=4)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # no file may grow beyond: as on a full disk
-    try:
-        with pytest.raises(SlmxError, match="could not be written") as caught:
-            run(asked(resume=True))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with no_file_beyond(20_000), pytest.raises(SlmxError, match="could not be written") as caught:
+        run(asked(resume=True))
     assert "step_4 is whole" in str(caught.value) and "Make room" in str(caught.value)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_4"]
     run(asked(resume=True))
+
+
+def test_a_full_disk_at_the_end_leaves_no_model_and_the_run_is_finished_later(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = lm.LmTask.save_model
+
+    def on_a_full_disk(self: lm.LmTask, to: Path, weights: Any) -> None:
+        with no_file_beyond(20_000):
+            save(self, to, weights)
+
+    monkeypatch.setattr(lm.LmTask, "save_model", on_a_full_disk)
+    with pytest.raises(SlmxError, match="The model could not be written") as caught:
+        run(asked())
+    assert "step_8 is whole" in str(caught.value) and "--resume finishes" in caught.value.hint
+    folder = tmp_path / "run"
+    assert not [path.name for path in folder.rglob("*") if path.name == "model.safetensors" or "part" in path.name]
+    monkeypatch.setattr(lm.LmTask, "save_model", save)
+    report = run(asked(resume=True))
+    assert report.scores["val_loss"] > 0
+    with (folder / METRICS).open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream) if row["val_loss"]] == ["8"]
+    whole = export.load_model(folder)[1]
+    assert all(torch.equal(whole[name], one) for name, one in tensors(folder, 8, "weights.safetensors").items())
 
 
 def test_data_that_does_not_fit(asked: Asked, tmp_path: Path) -> None:
@@ -307,6 +338,50 @@ def test_what_was_settled_at_the_beginning_holds_when_it_goes_on(asked: Asked, t
     kept = settle.remembered(tmp_path / "run")
     assert kept is not None and kept.attention == "sdpa"
     run(asked(resume=True))  # says nothing of attention, and goes on with sdpa
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"attention": "blocked"}, "--attention blocked (it has sdpa)"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16 (it has float32)"),
+        ({"micro_tokens": 64}, "--micro-tokens 64 (it has 32)"),
+        ({"compile": True}, "--compile (it has not compiled)"),
+    ],
+)
+def test_what_was_settled_cannot_be_changed_when_it_goes_on(asked: Asked, more: dict[str, Any], said: str) -> None:
+    begun = {"attention": "sdpa", "dtype": "fp32", "micro_tokens": 32, "compile": False}
+    with pytest.raises(SlmxError, match="Stopped after 2"):
+        run(asked(**begun), stop_at=2)
+    with pytest.raises(UsageError) as caught:
+        run(asked(**{**begun, **more}, resume=True))
+    assert said in str(caught.value)
+    run(asked(**begun, resume=True))
+
+
+def test_flex_attention_stays_chosen_only_where_it_is_compiled(asked: Asked) -> None:
+    """On a card it is best where layers are compiled; where they are not, it is no kernel."""
+    for attention, kept in (("auto", "blocked"), ("flex", "flex")):
+        planned = plan_lm(asked(attention=attention, compile=None))
+        chosen = settle.Settled(dtype="float32", attention="flex", micro=2, compiled=False, rate=1e12)
+        task = lm.LmTask(planned, chosen, ALONE)
+        assert settle.compile_if_it_pays(task, chosen, 4, ALONE, nobody).attention == kept
+
+
+class OneOfTwo(Ranks):
+    """The first of two processes, that never hears of the other."""
+
+    def highest(self, number: int) -> int:
+        return number
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
+def test_a_dry_run_shares_its_speed_among_the_chips(asked: Asked) -> None:
+    found = lm.estimate_lm(plan_lm(asked()), ranks=OneOfTwo(torch.device("cpu"), 0, 2), steps=1)
+    speed = found.plan.flops_per_token * found.tokens_per_second
+    assert found.mfu == pytest.approx(speed / found.settled.rate / 2)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
