@@ -113,6 +113,9 @@ def plan_lm(options: LmOptions, listen: Listener = nobody) -> Planned:
         name, preset = presets.get(presets.TransformerPreset, options.preset)
         data = open_folder(options.data, vocab_size=preset.vocab_size)
         shape, batch_tokens = _shape(preset, data.train.vocab_size or preset.vocab_size), preset.batch_tokens
+    for file in (data.train, data.val):
+        if file is not None and file.sidecar is None:  # nobody has looked at its ids yet
+            file.check()
     context = options.context or shape.context
     shape = _with_context(shape, context)
     batch = _windows_a_step(options.batch_tokens or batch_tokens or 16 * context, context)

@@ -209,7 +209,7 @@ def test_data_that_does_not_fit(asked: Asked, tmp_path: Path) -> None:
     assert "--batch-tokens" in caught.value.hint
     raw = write_folder(tmp_path / "raw", vocab_size=100, sidecar=False)
     with pytest.raises(SlmxError, match=r"token id \d+ at place [\d,]+, past its vocabulary of 64"):
-        run(asked(data=raw))
+        plan_lm(asked(data=raw))
     with pytest.raises(SlmxError, match=r"holds no train\.bin"):
         plan_lm(asked(data=tmp_path / "run2", save_dir=tmp_path) if (tmp_path / "run2").mkdir() is None else asked())
     whole = (short / "train.bin").read_bytes()
