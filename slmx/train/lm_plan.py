@@ -20,7 +20,7 @@ from slmx.records import Record
 from slmx.registry import unknown_name
 from slmx.train import attention, export, parallel
 from slmx.train.loop_options import CausalOptions, check
-from slmx.train.transformer import Shape, count_parameters, flops_per_token
+from slmx.train.transformer import Shape, count_matrices, count_parameters, flops_per_token
 from slmx.train.windows import Windows
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def plan_lm(options: LmOptions, listen: Listener = nobody) -> Planned:
         steps=steps,
         tokens=steps * batch * context,
         epochs=windows.epochs(steps),
-        memory_bytes=count_parameters(shape) * (12 if options.optimizer == "muon" else 16),
+        memory_bytes=_memory_bytes(shape, options.optimizer),
         flops_per_token=flops_per_token(shape, context),
     )
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else tokenizer
@@ -181,6 +181,11 @@ def _val_tokens(options: LmOptions, val: TokenFile | None, context: int, listen:
         listen(Notice(said, "warning"))
         return 0
     return min(options.val_tokens, len(val))
+
+
+def _memory_bytes(shape: Shape, optimizer: str) -> int:
+    """In fp32: weight, gradient and AdamW's two moments; Muon keeps one, of matrices alone: the rest is AdamW's."""
+    return 16 * count_parameters(shape) - (4 * count_matrices(shape) if optimizer == "muon" else 0)
 
 
 def _windows_a_step(batch_tokens: int, context: int) -> int:

@@ -155,7 +155,7 @@ class _Loop:
 
     def _fresh(self) -> None:
         self.losses: list[float] = []
-        self.since_tokens, self.since_seconds = 0, 0.0
+        self.since_tokens, self.since_steps, self.since_seconds = 0, 0, 0.0
 
     def _begin(self, resumed: Path | None) -> None:
         options = self.options
@@ -248,13 +248,14 @@ class _Loop:
         if math.isfinite(loss):
             self.losses.append(loss)
         self.since_tokens += tokens
+        self.since_steps += 1
         self.since_seconds += took
         speed = self.since_tokens / self.since_seconds
         self.listen(Progress("train", self.step, options.steps, "steps", f"loss {loss:.3f}, {speed:,.0f} tokens/s"))
         if self.step % options.log_every and self.step != options.steps:
             return
         mean = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        left = (options.steps - self.step) * self.since_seconds / max(1, (self.step - 1) % options.log_every + 1)
+        left = (options.steps - self.step) * self.since_seconds / self.since_steps
         mfu = options.flops_per_token * speed / options.rate / self.ranks.world if options.rate else 0.0
         row = {
             "step": self.step,

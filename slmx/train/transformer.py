@@ -200,11 +200,16 @@ def _angles(shape: Shape) -> tuple[Tensor, Tensor]:
 
 def count_parameters(shape: Shape) -> int:
     """How many numbers a model of this shape learns, without making it."""
-    kv = shape.kv_heads * shape.head_dim
-    attention = shape.dim * (2 * shape.dim + 2 * kv) + (2 * shape.head_dim if shape.qk_norm else 0)
-    mlp = (3 if shape.activation == "swiglu" else 2) * shape.dim * shape.hidden
+    norms = 2 * shape.dim + (2 * shape.head_dim if shape.qk_norm else 0)
     embeddings = shape.vocab_size * shape.dim * (1 if shape.tied else 2)
-    return embeddings + shape.layers * (attention + mlp + 2 * shape.dim) + shape.dim
+    return embeddings + count_matrices(shape) + shape.layers * norms + shape.dim
+
+
+def count_matrices(shape: Shape) -> int:
+    """How many of them stand in matrices within the layers."""
+    attention = shape.dim * 2 * (shape.dim + shape.kv_heads * shape.head_dim)
+    mlp = (3 if shape.activation == "swiglu" else 2) * shape.dim * shape.hidden
+    return shape.layers * (attention + mlp)
 
 
 def flops_per_token(shape: Shape, length: int) -> int:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from slmx.data.token_files import Sidecar, write_tokens
+from slmx.events import Listener, Notice, Progress, nobody
+from slmx.signals import Stop
+from slmx.train import checkpoints
+from slmx.train.lm import train_lm
+from slmx.train.lm_plan import LmOptions, plan_lm
+from slmx.train.loop import LoopReport
+from slmx.train.ranks import Ranks
 from slmx.train.transformer import Shape
+
+Asked = Callable[..., LmOptions]
+ALONE = Ranks(torch.device("cpu"))
+METRICS = "training_metrics.csv"
 
 END = 0  # the end-of-text id
 PRESET = """
@@ -55,3 +70,44 @@ def write_folder(folder: Path, *, tokens: int = 2000, vocab_size: int = 64, side
         if not sidecar:
             (folder / f"{split}.json").unlink()
     return folder
+
+
+def asked_in(folder: Path) -> Asked:
+    """Makes options for a quick run of the thin preset, in a folder with small token files."""
+    (folder / "presets").mkdir()
+    (folder / "presets" / "transformers.yaml").write_text(PRESET)
+    write_folder(folder / "tokens")
+
+    def make(**settings: Any) -> LmOptions:
+        plain: dict[str, Any] = {
+            "data": folder / "tokens",
+            "save_dir": folder / "run",
+            "preset": "thin",
+            "steps": 8,
+            "lr": 1e-2,
+            "device": "cpu",
+            "compile": False,
+            "log_interval": 1,
+            "micro_tokens": 32,
+        }
+        return LmOptions(**{**plain, **settings})
+
+    return make
+
+
+def run(options: LmOptions, *, stop_at: int = 0, listen: Listener = nobody) -> LoopReport:
+    """Train; at step `stop_at` somebody sends SIGTERM."""
+    stop = Stop()
+
+    def told(event: Progress | Notice) -> None:
+        if isinstance(event, Progress) and event.task == "train" and event.done == stop_at:
+            stop.signal = signal.SIGTERM
+        listen(event)
+
+    return train_lm(plan_lm(options), ranks=ALONE, stop=stop, listen=told)
+
+
+def tensors(save_dir: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    """A file of a checkpoint."""
+    found: dict[str, torch.Tensor] = load_file(checkpoints.folder_of(save_dir, step) / name)
+    return found

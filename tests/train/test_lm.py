@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,62 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from slmx import app
 from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
-from slmx.events import Listener, Notice, Progress, nobody
-from slmx.signals import Stop
-from slmx.train import checkpoints, export, lm, settle
-from slmx.train.lm import train_lm
-from slmx.train.lm_plan import LmOptions, plan_lm
-from slmx.train.loop import LoopReport
-from slmx.train.ranks import Ranks
-from tests.train.lm_files import PRESET, write_folder
-
-Asked = Callable[..., LmOptions]
-ALONE = Ranks(torch.device("cpu"))
+from slmx.events import Notice
+from slmx.train import checkpoints, export, lm
+from slmx.train.lm_plan import plan_lm
+from tests.train.lm_files import METRICS, Asked, asked_in, run, tensors, write_folder
 
 
 @pytest.fixture
 def asked(empty_folder: Path) -> Asked:
     """Options for a quick run of the thin preset, in an empty folder with small token files."""
-    (empty_folder / "presets").mkdir()
-    (empty_folder / "presets" / "transformers.yaml").write_text(PRESET)
-    write_folder(empty_folder / "tokens")
-
-    def make(**settings: Any) -> LmOptions:
-        plain: dict[str, Any] = {
-            "data": empty_folder / "tokens",
-            "save_dir": empty_folder / "run",
-            "preset": "thin",
-            "steps": 8,
-            "lr": 1e-2,
-            "device": "cpu",
-            "compile": False,
-            "log_interval": 1,
-            "micro_tokens": 32,
-        }
-        return LmOptions(**{**plain, **settings})
-
-    return make
-
-
-def run(options: LmOptions, *, stop_at: int = 0, listen: Listener = nobody) -> LoopReport:
-    """Train; at step `stop_at` somebody sends SIGTERM."""
-    stop = Stop()
-
-    def told(event: Progress | Notice) -> None:
-        if isinstance(event, Progress) and event.task == "train" and event.done == stop_at:
-            stop.signal = signal.SIGTERM
-        listen(event)
-
-    return train_lm(plan_lm(options), ranks=ALONE, stop=stop, listen=told)
-
-
-def tensors(save_dir: Path, step: int, name: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(checkpoints.folder_of(save_dir, step) / name)
-    return found
+    return asked_in(empty_folder)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +49,16 @@ def test_twenty_steps_equal_nine_a_stop_and_eleven_more(asked: Asked, tmp_path: 
     assert rows[0] == rows[1]
 
 
-METRICS = "training_metrics.csv"
+def test_the_time_that_is_left_counts_the_steps_since_the_run_went_on(asked: Asked, tmp_path: Path) -> None:
+    """It went on at step 7 of rows of ten: three steps took the time up to the next row."""
+    long = {"steps": 1_000_000, "log_interval": 10}
+    for more, at in (({}, 7), ({"resume": True}, 11)):
+        with pytest.raises(SlmxError, match=f"Stopped after {at}"):
+            run(asked(**long, **more), stop_at=at)
+    with (tmp_path / "run" / METRICS).open() as stream:
+        row = next(row for row in csv.DictReader(stream) if row["step"] == "10")
+    one = 64 / float(row["tokens_per_sec"])
+    assert float(row["eta_hours"]) == pytest.approx((1_000_000 - 10) * one / 3600, rel=1e-3)
 
 
 def test_the_loss_falls_and_all_files_are_there(asked: Asked, tmp_path: Path) -> None:
@@ -252,11 +216,6 @@ def test_raw_files_of_the_older_system(asked: Asked, tmp_path: Path) -> None:
     assert set(report.scores) == {"val_loss"}
 
 
-def test_flex_attention_cannot_train_on_a_processor(asked: Asked) -> None:
-    with pytest.raises(UsageError, match="no backward on cpu"):
-        run(asked(attention="flex"))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -295,18 +254,6 @@ def test_a_warm_start_begins_where_the_other_ended(asked: Asked, tmp_path: Path)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_dry_run_tells_the_cost_and_writes_nothing(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
-    asked()
-    words = ["train", "lm", "--preset", "thin", "--data", "tokens", "--save-dir", "new", "--steps", "50", "--dry-run"]
-    assert app.run([*words, "--json", "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["plan"]["parameters"] == 64 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 2 * 8 + 2 * 32 * 48 + 64) + 32
-    assert found["seconds_per_step"] > 0 and found["peak_memory_bytes"] > 0
-    assert not Path("new").exists()
-    assert app.run([*words, "--device", "cpu"]) == 0
-    assert "Nothing was written" in capsys.readouterr().out
-
-
 def test_the_command_trains_tracks_and_says_what_to_type_next(
     asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,69 +266,6 @@ def test_the_command_trains_tracks_and_says_what_to_type_next(
     assert list((tmp_path / "runs" / "a" / "logs").rglob("events.out.tfevents.*"))
     assert app.run([*words, "--steps", "3"]) == 4
     assert app.run([*words, "--steps", "3", "--tokens", "5"]) == 2
-
-
-@pytest.mark.slow
-def test_compiled_layers_learn_the_same(asked: Asked, tmp_path: Path) -> None:
-    for name, compiled in (("plain", False), ("compiled", True)):
-        run(asked(save_dir=tmp_path / name, steps=3, compile=compiled, dtype="float32", optimizer="adamw"))
-    one, other = (tensors(tmp_path / name, 3, "weights.safetensors") for name in ("plain", "compiled"))
-    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
-    kept = settle.remembered(tmp_path / "compiled")
-    assert kept is not None and kept.compiled
-    run(asked(save_dir=tmp_path / "compiled", steps=3, compile=True, dtype="float32", optimizer="adamw", resume=True))
-
-
-def test_what_was_settled_at_the_beginning_holds_when_it_goes_on(asked: Asked, tmp_path: Path) -> None:
-    with pytest.raises(SlmxError, match="Stopped after 2"):
-        run(asked(attention="sdpa"), stop_at=2)
-    kept = settle.remembered(tmp_path / "run")
-    assert kept is not None and kept.attention == "sdpa"
-    run(asked(resume=True))  # says nothing of attention, and goes on with sdpa
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"attention": "blocked"}, "--attention blocked (it has sdpa)"),
-        ({"dtype": "bfloat16"}, "--dtype bfloat16 (it has float32)"),
-        ({"micro_tokens": 64}, "--micro-tokens 64 (it has 32)"),
-        ({"compile": True}, "--compile (it has not compiled)"),
-    ],
-)
-def test_what_was_settled_cannot_be_changed_when_it_goes_on(asked: Asked, more: dict[str, Any], said: str) -> None:
-    begun = {"attention": "sdpa", "dtype": "fp32", "micro_tokens": 32, "compile": False}
-    with pytest.raises(SlmxError, match="Stopped after 2"):
-        run(asked(**begun), stop_at=2)
-    with pytest.raises(UsageError) as caught:
-        run(asked(**{**begun, **more}, resume=True))
-    assert said in str(caught.value)
-    run(asked(**begun, resume=True))
-
-
-def test_flex_attention_stays_chosen_only_where_it_is_compiled(asked: Asked) -> None:
-    """On a card it is best where layers are compiled; where they are not, it is no kernel."""
-    for attention, kept in (("auto", "blocked"), ("flex", "flex")):
-        planned = plan_lm(asked(attention=attention, compile=None))
-        chosen = settle.Settled(dtype="float32", attention="flex", micro=2, compiled=False, rate=1e12)
-        task = lm.LmTask(planned, chosen, ALONE)
-        assert settle.compile_if_it_pays(task, chosen, 4, ALONE, nobody).attention == kept
-
-
-class OneOfTwo(Ranks):
-    """The first of two processes, that never hears of the other."""
-
-    def highest(self, number: int) -> int:
-        return number
-
-    def once(self, work: Callable[[], Any]) -> Any:
-        return work()
-
-
-def test_a_dry_run_shares_its_speed_among_the_chips(asked: Asked) -> None:
-    found = lm.estimate_lm(plan_lm(asked()), ranks=OneOfTwo(torch.device("cpu"), 0, 2), steps=1)
-    speed = found.plan.flops_per_token * found.tokens_per_second
-    assert found.mfu == pytest.approx(speed / found.settled.rate / 2)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
