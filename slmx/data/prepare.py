@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from slmx import files
@@ -198,7 +199,15 @@ def _made_before(job: Job, sources: list[Source], options: dict[str, Any]) -> Pr
         raise RefusedError(f"{job.to} was made from other texts.", hint=hint)
     if train.options != options:
         raise RefusedError(f"{job.to} was made otherwise: {_differences(train.options, options)}.", hint=hint)
-    return _account(job, [s for s in sides if s is not None], seconds=0.0, left_out=0, resumed=0)
+    left_out = _left_out(job.to / ERRORS)
+    return _account(job, [s for s in sides if s is not None], seconds=0.0, left_out=left_out, resumed=0)
+
+
+def _left_out(errors: Path) -> int:
+    """How many rows an errors file tells of: a row each, and in the last one those that it does not name."""
+    if not errors.is_file():
+        return 0
+    return sum(msgspec.json.decode(line).get("more", 1) for _, line in files.read_lines(errors))
 
 
 def _differences(had: dict[str, Any], asked: dict[str, Any]) -> str:
@@ -397,7 +406,8 @@ def _finish(
             written.append(write_tokens(folder / f"{split}.bin", pieces, about))
         job.tokenizer.copy_to(folder / TOKENIZER)
         if made.named:
-            files.write_jsonl(folder / ERRORS, made.named)
+            unnamed = made.bad.left_out - len(made.named)
+            files.write_jsonl(folder / ERRORS, [*made.named, *([{"more": unnamed}] if unnamed else [])])
     if job.val_share and len(written) == 1:
         listen(Notice("No text fell on the validation side: give a larger --val-share.", "warning"))
     return _account(job, written, seconds=seconds, left_out=made.bad.left_out, resumed=made.resumed)

@@ -182,13 +182,20 @@ def test_an_empty_document_set_and_useless_options_are_told(tmp_path: Path, toke
         prepare(Job([tmp_path / "empty.txt"], tokenizer, tmp_path / "out", how=Splitting(on="(")))
 
 
-def test_bad_rows_are_named_in_a_file_and_too_many_fail(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_bad_rows_are_named_in_a_file_and_too_many_fail(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [json.dumps({"text": story}) for story in STORIES]
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows, '{"body": 1}', '{"text": "cut']), encoding="utf-8")
     made = prepare(Job([tmp_path / "rows.jsonl"], tokenizer, tmp_path / "out"))
     assert (made.documents, made.left_out) == (400, 2)
     named = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
     assert [(row["line"], row["field"]) for row in named] == [(401, "text"), (402, "row")]
+    assert prepare(Job([tmp_path / "rows.jsonl"], tokenizer, tmp_path / "out")).left_out == 2  # the same command again
+    monkeypatch.setattr(prepare_module, "_NAMED_ROWS", 1)
+    for _ in range(2):
+        assert prepare(Job([tmp_path / "rows.jsonl"], tokenizer, tmp_path / "out2")).left_out == 2
+    assert '"more":1' in (tmp_path / "out2" / "errors.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:10], '{"body": 1}']), encoding="utf-8")
     with pytest.raises(SlmxError, match="1 of 11 rows"):
         prepare(Job([tmp_path / "rows.jsonl"], tokenizer, tmp_path / "few"))
