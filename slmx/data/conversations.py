@@ -38,10 +38,11 @@ class Turn(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Turns in order; the assistant's are learnt. `kind` says what it teaches, where that is known."""
+    """Turns in order; the assistant's are learnt. `kind` says what it teaches, of which `question`, where known."""
 
     turns: list[Turn]
     kind: str = ""
+    question: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -178,28 +179,28 @@ def from_dataset(dataset: Dataset, *, seed: int = 0) -> Iterator[Conversation]:
             continue
         asked += 1
         answer = question.answers[0].strip()
-        yield _taught(render(modes["no_context"], question, []), answer, "no_context")
+        yield _taught(question, render(modes["no_context"], question, []), answer, "no_context")
         gold = [passages[i] for i in question.gold.at("long") if i in passages]
         if not gold:
             continue
         chance = random.Random(f"{seed}:{question.question_id}")
         others = _others(question, gold, passages, by_document.get(gold[0].doc_id, []), ids, chance)
         with_passages = modes["oracle_context"]
-        yield _taught(render(with_passages, question, gold[:SHOWN]), answer, "oracle")
+        yield _taught(question, render(with_passages, question, gold[:SHOWN]), answer, "oracle")
         if len(others) < SHOWN:
             continue
         mixed = [gold[0], *others[: SHOWN - 1]]
         chance.shuffle(mixed)
-        yield _taught(render(with_passages, question, mixed), answer, "retrieved")
-        yield _taught(render(with_passages, question, others[:SHOWN]), ABSENT, "absent")
+        yield _taught(question, render(with_passages, question, mixed), answer, "retrieved")
+        yield _taught(question, render(with_passages, question, others[:SHOWN]), ABSENT, "absent")
     if not asked:
         raise SlmxError(
             f"{dataset.name} has no question with an answer.", hint="`slmx data describe` shows what it has."
         )
 
 
-def _taught(prompt: str, answer: str, kind: str) -> Conversation:
-    return Conversation([Turn("user", prompt), Turn("assistant", answer)], kind)
+def _taught(question: Question, prompt: str, answer: str, kind: str) -> Conversation:
+    return Conversation([Turn("user", prompt), Turn("assistant", answer)], kind, question.question)
 
 
 def _others(

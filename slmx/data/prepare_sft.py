@@ -173,8 +173,8 @@ class _Making:
             return
         if not self.view:
             self.view = view_of(self.job.tokenizer, ids, mask)
-        # A question is on one side with all that is taught of it: what stands at the end of its prompt decides.
-        key = said[0].rpartition("\n\nQuestion:")[2] if conversation.kind else "\n".join(said)
+        # A question is on one side with all that is taught of it.
+        key = conversation.question or "\n".join(said)
         share = self.job.val_share
         side = 0 if not share or in_train(files.hash_bytes(key), 1 - share, self.job.seed) else 1
         writers[side].add(ids, mask, sum(len(turn.content.encode()) for turn in conversation.turns))

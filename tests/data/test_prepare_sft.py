@@ -197,6 +197,25 @@ def test_a_question_stays_on_one_side_with_all_that_is_taught_of_it(tmp_path: Pa
     assert sum(answer == ABSENT for side in sides for of in side.values() for answer in of) == made.kinds["absent"]
 
 
+def test_a_question_stays_on_one_side_whatever_its_prompts_look_like(
+    tmp_path: Path, tokenizer: Tokenizer, empty_folder: Path
+) -> None:
+    modes = [
+        "no_context: {context: none, about: mine, template: 'ASK {question} NOW'}",
+        "oracle_context: {context: oracle, about: mine, template: '{passages} ASK {question} NOW', passage: '{text}'}",
+    ]
+    (empty_folder / "presets").mkdir()
+    (empty_folder / "presets" / "modes.yaml").write_text("\n".join(modes))
+    prepare_sft(job(tmp_path, tokenizer, "sample", template="qa", val_share=0.3))
+    opened = open_sft(tmp_path / "out")
+    sides: list[set[str]] = []
+    for examples in (opened.train, opened.val):
+        assert examples is not None
+        texts = [tokenizer.backend.decode(list(examples.example(n)[0])) for n in range(len(examples))]
+        sides.append({text.partition("ASK ")[2].partition(" NOW")[0] for text in texts})
+    assert len(sides[0]) > 5 and len(sides[1]) > 5 and not sides[0] & sides[1]
+
+
 def test_the_absent_answer_is_absent(tmp_path: Path) -> None:
     from slmx.data.conversations import from_dataset
     from slmx.data.datasets import open_dataset
