@@ -20,7 +20,7 @@ Prefix = Annotated[str, typer.Option("--prefix", help="Only what lies under it; 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Go on when more than 5 % of the rows are bad.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of samples, splits and intervals.", show_default="0")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of samples, splits and intervals.", show_default="0")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")]
 Dtype = Annotated[
     str | None,
@@ -61,7 +61,9 @@ CropMaxWords = Annotated[int, typer.Option("--crop-max-words", min=0, help="Word
 SplitOn = Annotated[
     str, typer.Option("--split-on", help="What separates documents: end-of-text (literally), line, blank or a REGEX.")
 ]
-Encoding = Annotated[str, typer.Option("--encoding", help="Of plain files; auto takes each for what it looks like.")]
+Encoding = Annotated[
+    str, typer.Option("--encoding", help="Of texts and JSON rows; auto takes each for what it looks like.")
+]
 TextKey = Annotated[str, typer.Option("--text-key", help="The field or column that holds the text.")]
 Language = Annotated[str, typer.Option("--language", help="Analyser of BM25: auto, english, russian, none.")]
 Reranker = Annotated[

@@ -66,7 +66,7 @@ class Splitting:
 
     Attributes:
         on: "end-of-text", "line", "blank" or a regular expression: what separates documents in plain files.
-        encoding: of plain files; "auto" takes UTF-8 where a file is, else what it looks like.
+        encoding: of plain files and JSON rows; "auto" takes UTF-8 where a file is, else what it looks like.
         key: the field of JSON rows or the column of parquet that holds the text.
     """
 
@@ -138,7 +138,7 @@ def read_texts(file: TextFile, how: Splitting) -> Iterator[Piece | BadRow]:
     if file.kind == "text":
         yield from split(_blocks(file.path, how.encoding), how.pattern())
         return
-    for found in _json_texts(file.path, how.key) if file.kind == "json" else _parquet_texts(file.path, how.key):
+    for found in _json_texts(file.path, how) if file.kind == "json" else _parquet_texts(file.path, how.key):
         if isinstance(found, BadRow):
             yield found
         else:
@@ -270,14 +270,14 @@ def _wrong_encoding(path: Path, encoding: str, line: int, error: UnicodeDecodeEr
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _json_texts(path: Path, key: str) -> Iterator[str | BadRow]:
-    decoder = msgspec.json.Decoder()
+def _json_texts(path: Path, how: Splitting) -> Iterator[str | BadRow]:
+    decoder, key, other = msgspec.json.Decoder(), how.key, _other_encoding(path, how.encoding)
     for line, raw, _ in rows(path):
         if not raw:
             yield BadRow(line=line, field="row", reason="the file ends inside this row or before its array is closed")
             continue
         try:
-            row = decoder.decode(raw)
+            row = decoder.decode(raw.decode(other) if other else raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             yield BadRow(line=line, field="row", reason=f"not valid JSON: {error}")
             continue
@@ -287,6 +287,20 @@ def _json_texts(path: Path, key: str) -> Iterator[str | BadRow]:
         else:
             has = f"it has {', '.join(list(row)[:8])}" if isinstance(row, dict) else "it is no object"
             yield BadRow(line=line, field=key, reason=f"no text here; {has}")
+
+
+def _other_encoding(path: Path, encoding: str) -> str:
+    """The encoding of JSON rows that are not UTF-8; "" for those that are."""
+    with files.open_bytes(path) as stream:
+        try:
+            taken = _taken_encoding(path, stream, encoding)
+        except (EOFError, OSError) as error:
+            raise _damaged(path, error) from None
+    if taken == "utf-8-sig":
+        return ""
+    if '{"'.encode(taken) != b'{"':  # rows are found by the bytes of ASCII
+        raise SlmxError(f"{path} holds JSON rows in {taken}.", hint=f"Make it UTF-8: iconv -f {taken} -t utf-8 FILE")
+    return taken
 
 
 def _parquet_texts(path: Path, key: str) -> Iterator[str | BadRow]:

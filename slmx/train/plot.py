@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmx.errors import SlmxError, UsageError
+from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.events import Listener, Notice, nobody
 from slmx.files import write_bytes
 from slmx.records import Record
@@ -90,6 +90,10 @@ def plot(
     """
     if to.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{to} is no name of a page.", hint="--to NAME.html; the picture gets NAME.png.")
+    picture = to.with_suffix(".png")
+    for file in (to, picture):  # both, before one is written
+        if file.exists() and not overwrite:
+            raise RefusedError(f"{file} exists.", hint="Give --overwrite to replace it, or another name.")
     curves = _with_own_names([read_curves(run) for run in runs])
     found = [_forecast(one, until, seed) if forecasting else None for one in curves]
     for one, told in zip(curves, found, strict=True):
@@ -98,13 +102,13 @@ def plot(
     report = PlotReport(
         runs=[_summary(one, told) for one, told in zip(curves, found, strict=True)],
         page=str(to),
-        picture=str(to.with_suffix(".png")),
+        picture=str(picture),
     )
     from slmx.train import plot_page, plot_picture
 
     panels = [panel for panel in PANELS if any(one.points(column) for one in curves for column in panel[1])]
     write_bytes(to, plot_page.page(curves, found, panels, report).encode(), overwrite=overwrite)
-    write_bytes(to.with_suffix(".png"), plot_picture.picture(curves, found, panels), overwrite=overwrite)
+    write_bytes(picture, plot_picture.picture(curves, found, panels), overwrite=overwrite)
     return report
 
 

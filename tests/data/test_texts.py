@@ -95,16 +95,29 @@ def test_a_wrong_encoding_is_named_with_the_file_and_the_likely_one(tmp_path: Pa
         pieces(tmp_path, encoding="klingon")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [
-        ("utf-8", CYRILLIC),
-        ("cp1251", CYRILLIC),
-        ("koi8-r", CYRILLIC),
-        ("cp1252", "Déjà vu in a naïve café – “quoted” text with plain words around it.\n"),
-        ("utf-16", CYRILLIC),
-    ],
-)
+ENCODED = [
+    ("utf-8", CYRILLIC),
+    ("cp1251", CYRILLIC),
+    ("koi8-r", CYRILLIC),
+    ("cp1252", "Déjà vu in a naïve café – “quoted” text with plain words around it.\n"),
+    ("utf-16", CYRILLIC),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), ENCODED)
+def test_json_rows_of_another_encoding(tmp_path: Path, encoding: str, text: str) -> None:
+    rows = [json.dumps({"text": text * 5}, ensure_ascii=False) for _ in range(2)]
+    for name, content in (("a.jsonl", "\n".join(rows)), ("b.json", f"[{','.join(rows)}]")):
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        for asked in (encoding, "auto"):
+            if encoding == "utf-16":
+                with pytest.raises(SlmxError, match=r"JSON rows in utf-16|no JSON rows"):
+                    pieces(tmp_path / name, encoding=asked)
+            else:
+                assert documents(pieces(tmp_path / name, encoding=asked)) == [(text * 5).strip()] * 2
+
+
+@pytest.mark.parametrize(("encoding", "text"), ENCODED)
 def test_auto_takes_a_file_for_what_it_looks_like(tmp_path: Path, encoding: str, text: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes((text * 5).encode(encoding))

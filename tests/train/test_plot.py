@@ -89,6 +89,10 @@ def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(RefusedError):
         plot([tmp_path / "a"], to=tmp_path / "c.html", forecasting=False)
     assert (tmp_path / "c.html").read_text() == "mine"
+    (tmp_path / "c.html").rename(tmp_path / "c.png")
+    with pytest.raises(RefusedError, match=r"c\.png exists"):
+        plot([tmp_path / "a"], to=tmp_path / "c.html", forecasting=False)
+    assert not (tmp_path / "c.html").exists() and (tmp_path / "c.png").read_text() == "mine"
 
 
 def test_the_command(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
