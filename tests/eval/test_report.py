@@ -223,3 +223,18 @@ def test_runs_over_other_questions_are_refused(outputs: Path, capsys: pytest.Cap
     make_run(outputs, cell("other", "none"), ask(7), ["Hm."] * 7)
     assert run(["eval", "report", str(outputs), "--to", str(outputs / "r.html")]) == 4
     assert "Different questions" in capsys.readouterr().err
+
+
+def test_one_dataset_under_two_names_makes_a_report(tmp_path: Path) -> None:
+    asked = ask(200)
+    told = {right: [f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (20, 120, 160)}
+    passages = [["a passage"]] * 200
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25", dataset="nq"), asked, told[120], passages)
+    make_run(tmp_path, cell("tiny", "none", dataset="nq_full"), asked, told[20])
+    make_run(tmp_path, cell("tiny", "oracle", dataset="a"), asked, told[160], passages)
+    written = write_report([tmp_path], tmp_path / "report.md")
+    assert written.verdict[0].startswith("Use bm25 rather than no passages")
+    assert "bm25 helped on 100 questions and hurt on 0" in written.verdict[1]
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for step in ("none → bm25, k=5 (A → B)", "none → oracle (A → C)", "bm25, k=5 → oracle (B → C)"):
+        assert step in page
