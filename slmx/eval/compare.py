@@ -227,7 +227,8 @@ def _pair(joined: Joined, places: tuple[int, int], tests: list[Test]) -> Pair:
     outcomes = [outcome for outcome in joined.outcomes(first, second) if outcome is not None]
     same = joined.same_answer(first, second)
     one, other = joined.runs[first], joined.runs[second]
-    with_and_without = _group(one) == _group(other) and (one.cell.context == "none") != (other.cell.context == "none")
+    same_model = group_of(one) == group_of(other)
+    with_and_without = same_model and (one.cell.context == "none") != (other.cell.context == "none")
     return Pair(
         first=joined.labels[first],
         second=joined.labels[second],
@@ -290,11 +291,11 @@ def decompose(joined: Joined, *, seed: int = 0) -> list[Decomposition]:
     """Knowledge, reading loss, retrieval loss and utilisation of every model that has more than one run."""
     groups: dict[str, list[int]] = {}
     for place, run in enumerate(joined.runs):
-        groups.setdefault(_group(run), []).append(place)
+        groups.setdefault(group_of(run), []).append(place)
     return [_decomposition(joined, places, seed) for places in groups.values() if len(places) > 1]
 
 
-def _group(run: Run) -> str:
+def group_of(run: Run) -> str:
     """Runs of one model: the same weights, template and generation settings, where run.json tells."""
     generator = run.configuration.get("generator")
     return hash_value(generator) if generator else run.cell.model
@@ -359,7 +360,7 @@ def _notes(joined: Joined) -> list[str]:
     kinds: dict[tuple[str, Context], list[str]] = {}
     for run, label in zip(joined.runs, joined.labels, strict=True):
         if run.cell.context != "retrieved":
-            kinds.setdefault((_group(run), run.cell.context), []).append(label)
+            kinds.setdefault((group_of(run), run.cell.context), []).append(label)
     for (_, context), same in kinds.items():
         if len(same) > 1:
             notes.append(f"{len(same)} runs of one model have the context {context}; losses are against {same[0]}.")

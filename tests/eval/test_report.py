@@ -101,6 +101,38 @@ def test_k_is_named_where_runs_differ_in_it(tmp_path: Path) -> None:
     assert says(tmp_path)[0].startswith("Use bm25 with k=5. It is better than bm25 with k=3")
 
 
+def test_a_setting_of_the_model_is_no_merit_of_a_retriever(tmp_path: Path) -> None:
+    asked, passages = ask(200), [["a passage"]] * 200
+    told = [[f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (60, 120)]
+    settings = {"generator": {"name": "tiny", "chat": False}}
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[0], passages)
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[1], passages, changes=settings)
+    first = says(tmp_path)[0]
+    assert first == "Only one retriever was tried, bm25: there is nothing to compare it with."
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "yes: B is better" in page.partition("settings of one")[2]
+    make_run(tmp_path, cell("tiny", "retrieved", "hybrid"), asked, told[1], passages)
+    make_run(tmp_path, cell("tiny", "retrieved", "hybrid"), asked, told[0], passages, changes=settings)
+    written = write_report([tmp_path], tmp_path / "all.md")
+    assert written.verdict[0] == (
+        "It depends on the settings: with tiny (A, C) use hybrid (a real difference); "
+        "with tiny (B, D) use bm25 (a real difference)."
+    )
+    assert written.verdict[1].startswith("tiny (A, C): hybrid answers 60.0 % right, bm25 30.0 %")
+
+
+def test_runs_of_one_retriever_over_two_corpora_are_told_apart(tmp_path: Path) -> None:
+    asked, passages = ask(200), [["a passage"]] * 200
+    told = [[f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (60, 120)]
+    other = {"retriever": {"kind": "bm25", "corpus": "another"}}
+    plain = make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[0], passages).name
+    changed = make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[1], passages, changes=other).name
+    assert says(tmp_path)[0] == (
+        f"Use B · bm25, k=5 ({changed}). It is better than A · bm25, k=5 ({plain}), "
+        "and the difference is real, not chance."
+    )
+
+
 def test_runs_without_a_retriever_are_compared_by_model(tmp_path: Path) -> None:
     make(tmp_path, {"none": range(20)}, model="small")
     make(tmp_path, {"none": range(120)}, model="large")

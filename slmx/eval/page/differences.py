@@ -20,7 +20,7 @@ def differences(material: Material) -> Section | None:
         "Between retrievers": material.pairs_of_retrievers(),
         "Passages against none": material.pairs_with_nothing(),
         "The gold passage against what was found": material.pairs_with_gold(),
-        "Between models": material.pairs_of_models(),
+        "Between models, or settings of one": material.pairs_of_models(),
     }
     tables = [table for title, pairs in kinds.items() if (table := _table(material, title, pairs))]
     if not tables:
