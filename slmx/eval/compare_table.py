@@ -166,7 +166,8 @@ def _legend(comparison: Comparison) -> str:
         "helped: wrong → right; hurt: right → wrong; same answer: between no context and a context, it was ignored.",
         "covered: the passages hold an answer. known, unknown: answered right, wrong without context.",
         "lost in reading: 100 − oracle; in retrieval: oracle − this context.",
-        f"more, less: p Holm below {SURE}. shows from: the smallest difference that n questions show 4 times in 5.",
+        f"more, less: p Holm below {SURE}. shows from: the smallest difference that n questions show 4 times in 5,"
+        " before Holm's correction.",
     ]
     return "\n".join(lines if comparison.decompositions else [lines[0], lines[3]])
 

@@ -47,7 +47,7 @@ def test_a_clear_winner_is_named_with_its_evidence(tmp_path: Path) -> None:
     assert evidence.startswith(
         "hybrid answers 55.0 % right, bm25 40.0 %: a real difference, 15.0 points (95 % interval "
     )
-    assert re.search(r"a difference shows from about \d+\.\d points on\.$", evidence)
+    assert re.search(r"a difference shows from about \d+\.\d points on, before the correction for 6 comparisons\.$", evidence)
     assert "Without passages 5.0 % are right; hybrid helped on 110 questions and hurt on 10 (a real gain)." in worth
     assert "20.0 are lost in reading (wrong even with the gold passage), 25.0 in retrieval: finding passages" in worth
 
@@ -152,6 +152,13 @@ def test_questions_without_gold_answers_give_no_verdict(tmp_path: Path) -> None:
     make_run(tmp_path, cell("tiny", "none"), asked, ["a", "b", "c"])
     assert says(tmp_path) == ["No question has a gold answer, so nothing can be said of right and wrong."]
     write_report([tmp_path], tmp_path / "none.html")
+
+
+def test_questions_that_are_in_no_share_may_lack_a_gold_or_a_grade(tmp_path: Path) -> None:
+    asked = [*ask(3), Question(question_id="q", question="what", answers=[])]
+    make_run(tmp_path, cell("tiny", "none"), asked, ["gold0", "a", "b", "c"])
+    cautions = write_report([tmp_path], tmp_path / "r.md").cautions
+    assert "1 questions have no gold answer or no grade and are in no share of right answers." in cautions
 
 
 def test_cautions_name_what_makes_numbers_doubtful(tmp_path: Path) -> None:

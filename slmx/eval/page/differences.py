@@ -31,7 +31,8 @@ def differences(material: Material) -> Section | None:
         "Runs are compared on the same questions. A difference is called real where chance would show one in fewer "
         f"than 5 of 100 such families of comparisons (p after Holm's correction for {_family(material)} tests: "
         "McNemar's exact test for right and wrong, a paired bootstrap for the rest). “Could be seen” is the smallest "
-        "true difference that so many questions show in four of five cases; below it, “not shown” does not mean none.",
+        "true difference that so many questions show in four of five cases, before that correction; below it, “not "
+        "shown” does not mean none.",
         tables,
         [
             Key("c-helped", "the second is better"),

@@ -176,7 +176,9 @@ def _support(material: Material, choice: Choice) -> list[str]:
 
 def _against(material: Material, best: Shown, other: Shown, test: Test) -> str:
     smallest = test.smallest_difference
-    seen = "" if smallest is None else f" With so many questions a difference shows from about {_points(smallest)} on."
+    alone = f", before the correction for {test.family} comparisons" if test.family > 1 else ""
+    seen = "" if smallest is None else f" With so many questions a difference shows from about {_points(smallest)} on"
+    seen += f"{alone}." if seen else ""
     kind = "a real difference" if is_real(test) else "no real difference shown"
     return (
         f"{called(material, best)} answers {percent(material.right(best).mean)} % right, {called(material, other)} "
@@ -269,7 +271,7 @@ def cautions(material: Material) -> list[str]:
     if comparison.questions < _FEW_QUESTIONS:
         notes.append(f"Only {comparison.questions:,} questions: small differences cannot be seen.")
     if comparison.unscored:
-        notes.append(f"{comparison.unscored:,} questions have no gold answer and are in no share of right answers.")
+        notes.append(f"{comparison.unscored:,} questions have no gold answer or no grade and are in no share of right answers.")
     return notes + [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
 
 
