@@ -142,6 +142,7 @@ def compare_runs(
     *,
     right_by: str = "match",
     metrics: Sequence[str] = ("token_recall",),
+    vocabulary: Path | None = None,
     baseline: Path | None = None,
     seed: int = 0,
 ) -> tuple[Joined, Comparison]:
@@ -150,7 +151,7 @@ def compare_runs(
     `baseline` is one of the runs, by its path or its folder's name; it may stand among the paths or not.
 
     Raises:
-        UsageError: fewer than two runs, no such baseline, and what the others raise.
+        UsageError: fewer than two runs, no such baseline or several, and what the others raise.
     """
     runs, place = find_runs(paths), None
     if baseline is not None:
@@ -160,15 +161,21 @@ def compare_runs(
             f"A comparison needs two runs; {runs[0].path} is one.",
             hint="Name another one, or a folder above several: slmx eval compare outputs",
         )
-    joined = join(runs, right_by=right_by, metrics=metrics)
+    joined = join(runs, right_by=right_by, metrics=metrics, vocabulary=vocabulary)
     return joined, compare(joined, baseline=place, seed=seed)
 
 
 def _with_baseline(runs: list[Run], baseline: Path) -> tuple[list[Run], int]:
     """The runs with the baseline among them, and its place."""
     for place, run in enumerate(runs):
-        if run.path.resolve() == baseline.resolve() or run.name == str(baseline):
+        if run.path.resolve() == baseline.resolve():
             return runs, place
+    named = [place for place, run in enumerate(runs) if run.name == str(baseline)]
+    if len(named) > 1:
+        paths = ", ".join(str(runs[place].path) for place in named)
+        raise UsageError(f"{len(named)} of these runs are called {baseline}.", hint=f"Name one by its path: {paths}.")
+    if named:
+        return runs, named[0]
     if not baseline.exists():
         raise unknown_name("run among these", str(baseline), [run.name for run in runs])
     return [open_run(baseline), *runs], 0

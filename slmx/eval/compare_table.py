@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmx.errors import RefusedError, UsageError
 from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Test
 from slmx.eval.join import Joined
 from slmx.files import write_bytes, write_jsonl
@@ -15,6 +16,8 @@ from slmx.files import write_bytes, write_jsonl
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+CSV_TO_STDOUT = "csv"
+ENDINGS = (".csv", ".jsonl")
 SURE = 0.05
 SHOWN_PAIRS = 10  # of more, a terminal shows those whose runs differ in one respect
 COLUMNS = (
@@ -172,13 +175,38 @@ def _legend(comparison: Comparison) -> str:
     return "\n".join(lines if comparison.decompositions else [lines[0], lines[3]])
 
 
+def check_target(to: str, *, overwrite: bool = False, as_json: bool = False) -> None:
+    """Can a comparison be written there? To be asked before the runs are read.
+
+    Args:
+        to: a file's name, or "csv" for stdout.
+        overwrite: may a file be replaced?
+        as_json: is stdout taken for JSON?
+
+    Raises:
+        UsageError: an ending that says no form, or CSV and JSON both for stdout.
+        RefusedError: the file is there, and `overwrite` is false.
+    """
+    if to == CSV_TO_STDOUT:
+        if as_json:
+            hint = "Give --to FILE.csv, or leave one of the two out."
+            raise UsageError("--json and --to csv both want stdout.", hint=hint)
+        return
+    path = Path(to)
+    if path.suffix.lower() not in ENDINGS:
+        hint = f"--to FILE ends with {' or '.join(ENDINGS)}; --to {CSV_TO_STDOUT} writes to stdout."
+        raise UsageError(f"{path} has an ending that says no form.", hint=hint)
+    if path.exists() and not overwrite:
+        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
+
+
 def write(path: Path, joined: Joined, comparison: Comparison, *, overwrite: bool = False) -> None:
     """Write a comparison: a line a question as JSON where the name ends in .jsonl, else a line a pair as CSV.
 
     Raises:
         RefusedError: the file is there, and `overwrite` is false.
     """
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         write_jsonl(path, question_rows(joined), overwrite=overwrite)
     else:
         write_bytes(path, "".join(f"{line}\r\n" for line in csv_lines(comparison)).encode(), overwrite=overwrite)

@@ -47,7 +47,9 @@ def test_a_clear_winner_is_named_with_its_evidence(tmp_path: Path) -> None:
     assert evidence.startswith(
         "hybrid answers 55.0 % right, bm25 40.0 %: a real difference, 15.0 points (95 % interval "
     )
-    assert re.search(r"a difference shows from about \d+\.\d points on, before the correction for 6 comparisons\.$", evidence)
+    assert re.search(
+        r"a difference shows from about \d+\.\d points on, before the correction for 6 comparisons\.$", evidence
+    )
     assert "Without passages 5.0 % are right; hybrid helped on 110 questions and hurt on 10 (a real gain)." in worth
     assert "20.0 are lost in reading (wrong even with the gold passage), 25.0 in retrieval: finding passages" in worth
 

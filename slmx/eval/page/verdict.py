@@ -271,7 +271,9 @@ def cautions(material: Material) -> list[str]:
     if comparison.questions < _FEW_QUESTIONS:
         notes.append(f"Only {comparison.questions:,} questions: small differences cannot be seen.")
     if comparison.unscored:
-        notes.append(f"{comparison.unscored:,} questions have no gold answer or no grade and are in no share of right answers.")
+        notes.append(
+            f"{comparison.unscored:,} questions have no gold answer or no grade and are in no share of right answers."
+        )
     return notes + [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
 
 
