@@ -1,4 +1,4 @@
-"""Numbers as a report and the tables of a comparison show them: percent with one decimal, intervals, p, counts, sizes."""
+"""Numbers as a report and a comparison show them: percent with one decimal, intervals, p values, counts, sizes."""
 
 from __future__ import annotations
 
