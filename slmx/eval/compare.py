@@ -78,9 +78,10 @@ class Pair(Record, frozen=True, omit_defaults=False):
 class Reading(Record, frozen=True, omit_defaults=False):
     """What a model makes of one kind of context.
 
-    `retrieval_loss` is oracle minus this; `coverage` the share of questions whose passages hold an answer, and
-    `utilisation` the share answered right among those; `known` and `unknown` the share right among the questions that
-    the model answered right and wrong without context. None where the run that it takes is not there.
+    `retrieval_loss` is oracle minus this; `coverage` the share of questions whose passages hold an answer (as they
+    were retrieved, before any was cut to fit the prompt), and `utilisation` the share answered right among those;
+    `known` and `unknown` the share right among the questions that the model answered right and wrong without context.
+    None where the run that it takes is not there.
     """
 
     run: str
@@ -333,13 +334,6 @@ def _reading(joined: Joined, place: int, without: int | None, oracle: int | None
     context, right = joined.runs[place].cell.context, joined.right[place]
     covered = joined.covered[place]
     known = None if without is None else joined.right[without]
-
-    def share(given: Sequence[bool | None] | None, state: bool) -> Estimate | None:
-        """The share right among the questions for which `given` is `state`."""
-        if given is None or not any(value is not None for value in given):
-            return None
-        return _estimate([r for r, value in zip(right, given, strict=True) if value is state], seed)
-
     lost = None
     if oracle is not None and context == "retrieved":
         pairs = zip(joined.right[oracle], right, strict=True)
@@ -350,10 +344,25 @@ def _reading(joined: Joined, place: int, without: int | None, oracle: int | None
         right=_estimate(right, seed),
         retrieval_loss=lost,
         coverage=_estimate(covered, seed) if any(value is not None for value in covered) else None,
-        utilisation=share(covered, True),
-        known=share(known, True),
-        unknown=share(known, False),
+        utilisation=utilisation(joined, place, seed=seed),
+        known=None if known is None else _share(right, known, True, seed),
+        unknown=None if known is None else _share(right, known, False, seed),
     )
+
+
+def utilisation(joined: Joined, place: int, *, seed: int = 0) -> Estimate | None:
+    """The share of a run's answers that are right among the questions whose passages hold an answer.
+
+    None without context.
+    """
+    return _share(joined.right[place], joined.covered[place], True, seed)
+
+
+def _share(right: Sequence[bool | None], given: Sequence[bool | None], state: bool, seed: int) -> Estimate | None:
+    """The share right among the questions for which `given` is `state`; None where it is nowhere defined."""
+    if all(value is None for value in given):
+        return None
+    return _estimate([r for r, value in zip(right, given, strict=True) if value is state], seed)
 
 
 def _notes(joined: Joined) -> list[str]:

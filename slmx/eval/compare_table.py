@@ -159,7 +159,7 @@ def _p(p: float) -> str:
 def _legend(comparison: Comparison) -> str:
     lines = [
         "helped: wrong → right; hurt: right → wrong; same answer: between no context and a context, it was ignored.",
-        "covered: the passages hold an answer. known, unknown: answered right, wrong without context.",
+        "covered: the passages retrieved hold an answer. known, unknown: answered right, wrong without context.",
         "lost in reading: 100 − oracle; in retrieval: oracle − this context.",
         f"more, less: p Holm below {REAL}. shows from: the smallest difference that n questions show 4 times in 5,"
         " before Holm's correction.",

@@ -30,8 +30,9 @@ class Joined:
     """Runs over the same questions, in the dataset's order; inner lists have one element a question.
 
     `right` tells whether the answer counts as right; it is None in all runs where it is undefined in one (no gold
-    answer, no grade of the judge), so that all have the same questions. `covered` tells whether the passages given hold
-    an answer, None without context. `said` are the answers. `values` are metrics by name.
+    answer, no grade of the judge), so that all have the same questions. `covered` tells whether the passages hold an
+    answer as they were retrieved, before any was cut to fit the prompt; None without context. `said` are the answers.
+    `values` are metrics by name.
     """
 
     runs: Sequence[Run]

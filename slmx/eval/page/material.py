@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test, group_of
+from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test, group_of, utilisation
 from slmx.eval.join import Joined
 from slmx.eval.metrics import aggregate
 from slmx.eval.results import RETRIEVAL_VERSIONS, metric_names, score_all
@@ -145,6 +145,10 @@ class Material:
         """What the run's model makes of the run's passages; None for runs without context, or without others."""
         one = self.decomposition(run)
         return next((reading for reading in one.contexts if reading.run == run.label), None) if one else None
+
+    def utilisation(self, run: Shown) -> Estimate | None:
+        """The share right where the passages hold an answer; None without context."""
+        return utilisation(self.joined, run.place, seed=self.comparison.seed)
 
     def pair(self, first: Shown, second: Shown) -> Pair:
         """The comparison of two runs, `first` being the one that comes first in the list of runs."""

@@ -99,6 +99,16 @@ def test_utilisation_stands_beside_coverage(rows: Rows) -> None:
     assert (hybrid["coverage"], hybrid["right"], hybrid["right where covered"]) == ("100.0", "73.3", "73.3")
 
 
+def test_utilisation_needs_one_run_alone(tmp_path: Path) -> None:
+    asked = [Question(question_id=str(i), question="what", answers=["x"]) for i in range(4)]
+    passages = [["the x"], ["the x"], ["the x"], ["nothing"]]
+    make_run(tmp_path, cell("one", "retrieved", "bm25"), asked, ["x", "x", "y", "y"], passages)
+    make_run(tmp_path, cell("two", "none"), asked, ["y"] * 4)
+    joined = join(find_runs([tmp_path]))
+    section = next(s for s in compose(gather(joined, compare(joined))).sections if s.anchor == "passages")
+    assert [str(row[-1]).split()[0] for row in section.blocks[0].rows] == ["66.7"]  # type: ignore[union-attr]
+
+
 def test_groups_of_the_metadata(rows: Rows) -> None:
     topics = rows("groups", 0)
     assert {name: row["questions"] for name, row in topics.items()} == {
