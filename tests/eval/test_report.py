@@ -174,6 +174,20 @@ def test_cautions_name_what_makes_numbers_doubtful(tmp_path: Path) -> None:
     ]
 
 
+def test_metrics_of_another_version_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_run(tmp_path, cell("tiny", "none"), ask(300), ["gold1"] * 300) / "results.json"
+    assert write_report([tmp_path], tmp_path / "a.md").cautions == []
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["metric_versions"] |= {"em": "0", "f1": "0"}
+    path.write_text(json.dumps(results), encoding="utf-8")
+    [caution] = write_report([tmp_path], tmp_path / "b.md").cautions
+    assert caution.startswith("A · none: em and f1 of results.json were measured by another version's rules")
+    told = re.search("`slmx (eval rescore .*)`", caution)
+    assert told is not None and run(told[1].split()) == 0
+    capsys.readouterr()
+    assert write_report([tmp_path], tmp_path / "c.md").cautions == []
+
+
 def test_files_of_predictions_from_elsewhere_make_a_report(tmp_path: Path) -> None:
     rows = [
         {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from slmx.eval.compare import Test
+from slmx.eval.metrics import METRICS
 from slmx.eval.page.cost import seconds
 from slmx.eval.page.form import leaked_tag
 from slmx.eval.page.material import Material, Shown
@@ -274,7 +275,19 @@ def cautions(material: Material) -> list[str]:
         notes.append(
             f"{comparison.unscored:,} questions have no gold answer or no grade and are in no share of right answers."
         )
-    return notes + [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
+    notes += [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
+    return notes + [
+        f"{run.named}: {listed(old)} of results.json were measured by another version's rules, while right and wrong "
+        f"are today's; `slmx eval rescore {run.run.path} --overwrite` measures them again."
+        for run in material.runs
+        if (old := _measured_otherwise(run))
+    ]
+
+
+def _measured_otherwise(run: Shown) -> list[str]:
+    """The stored metrics whose rules have changed since; what the answers do not tell (retrieval, a judge) aside."""
+    stored = run.facts.get("metric_versions", {})
+    return [name for name, version in stored.items() if name in METRICS and METRICS[name].version != version]
 
 
 def _flaws(run: Shown) -> list[str]:
