@@ -150,9 +150,7 @@ class ClearML:
         self._listen(
             Notice(f"ClearML ({server}): {why}. The run goes on; its session is kept in the run's folder.", "warning")
         )
-        self._begin()
-        if self._out is None:
-            self._sender.no_more()
+        self._begin()  # with its stdin open: the next run may come
 
     def _unsent(self) -> list[Run]:
         return [run for run in self._runs if not run.sent]
@@ -267,7 +265,7 @@ class Sender:
         try:
             self._process.stdin.write(msgspec.json.encode(message) + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: the pipe is closed
             return  # it died; said() tells
 
     def _listen(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -115,6 +116,14 @@ def test_a_resumed_run_goes_on_in_its_task(tmp_path: Path) -> None:
         assert len(server.tasks) == 1
 
 
+def until_the_sender_ended() -> None:
+    """What it said is here then, and not heard yet."""
+    end = time.monotonic() + 120
+    while any(thread.name == "clearml" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def stalling() -> Iterator[str]:
     """A port that accepts and then says nothing."""
@@ -135,6 +144,21 @@ def test_a_server_that_refuses_costs_one_warning_and_the_session_is_kept(tmp_pat
     with open_trackers(TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url}), heard) as trackers:
         report(trackers, tmp_path / "one")
     kept(heard, tmp_path / "one", "does not answer")
+
+
+def test_a_refusal_that_is_heard_as_a_run_closes_does_not_stop_the_next_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    heard = Heard()
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url})
+    with open_trackers(options, heard) as trackers:
+        trackers.start(TrackedRun("one", tmp_path / "one", "training", {}))
+        until_the_sender_ended()
+        trackers.close("done")
+        assert len(heard.warnings()) == 1
+        report(trackers, tmp_path / "two")
+    for name in ("one", "two"):
+        kept(heard, tmp_path / name, "does not answer")
 
 
 def test_a_server_that_accepts_and_stalls_does_not_slow_the_run(
