@@ -55,6 +55,7 @@ class ClearML:
         self._out: IO[bytes] | None = None
         self._sender: Sender | None = None
         self._offline = options.offline
+        self._lost = False
         self._full = False
 
     def start(self, run: TrackedRun) -> None:
@@ -131,7 +132,7 @@ class ClearML:
                 self._hear()
         finally:
             self._sender.end()
-        if lost := self._unsent():
+        if (lost := self._unsent()) and not self._lost:
             kept = ", ".join(str(run.folder / SPOOL) for run in lost)
             self._listen(Notice(f"ClearML got nothing of these reports, which are kept: {kept}", "warning"))
 
@@ -142,7 +143,7 @@ class ClearML:
             self._sender.take(run.folder)
 
     def _go_offline(self, why: str) -> None:
-        """Once a command: from here on everything goes to offline sessions."""
+        """From here on everything goes to offline sessions."""
         assert self._sender is not None
         self._sender.end()
         self._offline = True
@@ -152,17 +153,30 @@ class ClearML:
         )
         self._begin()  # with its stdin open: the next run may come
 
+    def _give_up(self, why: str) -> None:
+        """Offline sessions cannot be written either, and another sender would fare no better."""
+        assert self._sender is not None
+        self._sender.end()
+        self._lost = True
+        self._listen(
+            Notice(
+                f"ClearML: no session could be written ({why}). The run goes on; its reports are kept in its folder as "
+                f"they are, in {SPOOL}.",
+                "warning",
+            )
+        )
+
     def _unsent(self) -> list[Run]:
         return [run for run in self._runs if not run.sent]
 
     def _hear(self) -> None:
         """What the sender said since the last time; here, so that listeners are called by the run's own thread."""
-        if self._sender is None:
+        if self._sender is None or self._lost:
             return
         for said in self._sender.said():
             match said:
                 case {"away": why}:
-                    self._go_offline(str(why))
+                    (self._give_up if self._offline else self._go_offline)(str(why))
                     return
                 case {"page": page}:
                     self._listen(Notice(f"ClearML: {page}"))
@@ -265,7 +279,7 @@ class Sender:
         try:
             self._process.stdin.write(msgspec.json.encode(message) + b"\n")
             self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):  # ValueError: the pipe is closed
+        except (BrokenPipeError, ValueError):  # ValueError: of a closed pipe, after end()
             return  # it died; said() tells
 
     def _listen(self) -> None:

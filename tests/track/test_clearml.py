@@ -161,6 +161,30 @@ def test_a_refusal_that_is_heard_as_a_run_closes_does_not_stop_the_next_run(tmp_
         kept(heard, tmp_path / name, "does not answer")
 
 
+def test_where_no_session_can_be_written_either_the_run_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "path" / "clearml").mkdir(parents=True)
+    broken = f"open({str(started)!r}, 'a').write('x')\nraise RuntimeError('broken library')\n"
+    (tmp_path / "path" / "clearml" / "__init__.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    heard = Heard()
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": "http://127.0.0.1:9"})
+    with open_trackers(options, heard) as trackers:
+        trackers.start(TrackedRun("one", tmp_path / "one", "training", {}))
+        for step in range(4):
+            until_the_sender_ended()
+            trackers.scalars(step, {"loss": 0.5})
+        trackers.close("done")
+        report(trackers, tmp_path / "two")
+    assert started.read_text() == "xx"  # once for the server, once for an offline session
+    offline, given_up = heard.warnings()
+    assert "broken library" in offline and "broken library" in given_up and str(SPOOL) in given_up
+    for name in ("one", "two"):
+        assert '"report":"close"' in (tmp_path / name / SPOOL).read_text()
+
+
 def test_a_server_that_accepts_and_stalls_does_not_slow_the_run(
     tmp_path: Path, stalling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
