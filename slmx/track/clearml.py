@@ -8,12 +8,17 @@ could not be sent becomes an offline session in the run's folder, with the comma
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -220,6 +225,7 @@ class Sender:
     def __init__(self, log: Path, environment: Mapping[str, str], *, offline: bool) -> None:
         self._said: deque[dict[str, Any]] = deque(maxlen=1000)
         self._alive = time.monotonic()
+        self._cache = tempfile.mkdtemp(prefix="slmx-clearml-")
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", START],  # -P: what lies in the current folder is not imported
@@ -230,7 +236,7 @@ class Sender:
             )
         self._listener = threading.Thread(target=self._listen, name="clearml", daemon=True)
         self._listener.start()
-        self._tell({"environment": dict(environment), "offline": offline})
+        self._tell({"environment": dict(environment), "offline": offline, "cache": self._cache})
 
     def take(self, folder: Path) -> None:
         """Send this run."""
@@ -258,21 +264,23 @@ class Sender:
         """Until it ends; not longer than `seconds`, and not when it shows no sign of life. Did it end?"""
         self.no_more()
         begin = time.monotonic()
-        while self._listener.is_alive():
+        while self._listener.is_alive() or self._process.poll() is None:
             now = time.monotonic()
             if now - begin > seconds or now - self._alive > STALLED_SECONDS:
                 return False
-            self._listener.join(0.05)
-        self._process.wait()
+            time.sleep(0.05)
         return True
 
     def end(self) -> None:
-        """Make sure that it is gone."""
-        if self._process.poll() is None:
-            self._process.kill()
+        """Make sure that it is gone, with what it started and its files; wait for that, but not for ever."""
+        if self._process.poll() is None or self._listener.is_alive():  # else its number may be another's by now
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self.no_more()
-        self._process.wait()
-        self._listener.join()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_SECONDS)
+        self._listener.join(PATIENCE_SECONDS)
+        shutil.rmtree(self._cache, ignore_errors=True)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -1,6 +1,6 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for each run; the end of stdin means
+It takes JSON lines on stdin: first `environment`, `offline` and a `cache` folder for the library, then a `folder` for each run; the end of stdin means
 that no more will come, even when the run itself was killed. It answers on stdout: signs of life, a run's page, what is
 done, and `away` before it ends without having sent everything.
 """
@@ -12,7 +12,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +65,7 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        with _cache_folder(), _signs_of_life(say, asked["offline"]):
+        with _cache_folder(asked["cache"]), _signs_of_life(say, asked["offline"]):
             sending = Sending(say, offline=asked["offline"])
             while folder := folders.get():
                 sending.run(Path(folder), over)
@@ -102,10 +101,13 @@ def _take_stdout() -> Any:
 
 
 @contextmanager
-def _cache_folder() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="slmx-clearml-") as folder:
-        os.environ["CLEARML_CACHE_DIR"] = folder
+def _cache_folder(folder: str) -> Iterator[None]:
+    """Whoever started us removes it, too; but the run may have been killed, and so may we."""
+    os.environ["CLEARML_CACHE_DIR"] = folder
+    try:
         yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from slmx import settings
@@ -39,9 +41,22 @@ class Heard:
         return [notice.text for notice in self.notices if notice.level == "warning"]
 
 
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.fixture(autouse=True)
-def _elsewhere(empty_folder: Path) -> None:
-    """No settings of whoever runs the tests reach the sender."""
+def _elsewhere(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings of whoever runs the tests reach the sender, and it leaves no temporary folder, however it ends."""
+    temporary = empty_folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    yield
+    until(lambda: not list(temporary.glob("slmx-clearml-*")))
 
 
 def report(trackers: Trackers, folder: Path, *, step: int = 0) -> None:
@@ -118,10 +133,22 @@ def test_a_resumed_run_goes_on_in_its_task(tmp_path: Path) -> None:
 
 def until_the_sender_ended() -> None:
     """What it said is here then, and not heard yet."""
-    end = time.monotonic() + 120
-    while any(thread.name == "clearml" for thread in threading.enumerate()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: not any(thread.name == "clearml" for thread in threading.enumerate()))
+
+
+def alive(process: int) -> bool:
+    """Or a zombie, that nobody has waited for."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def other_library(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender gets this instead of ClearML's library."""
+    (folder / "path" / "clearml").mkdir(parents=True)
+    (folder / "path" / "clearml" / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "path"))
 
 
 @pytest.fixture
@@ -165,10 +192,8 @@ def test_where_no_session_can_be_written_either_the_run_goes_on_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = tmp_path / "started"
-    (tmp_path / "path" / "clearml").mkdir(parents=True)
     broken = f"open({str(started)!r}, 'a').write('x')\nraise RuntimeError('broken library')\n"
-    (tmp_path / "path" / "clearml" / "__init__.py").write_text(broken)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    other_library(tmp_path, broken, monkeypatch)
     heard = Heard()
     options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": "http://127.0.0.1:9"})
     with open_trackers(options, heard) as trackers:
@@ -183,6 +208,27 @@ def test_where_no_session_can_be_written_either_the_run_goes_on_without(
     assert "broken library" in offline and "broken library" in given_up and str(SPOOL) in given_up
     for name in ("one", "two"):
         assert '"report":"close"' in (tmp_path / name / SPOOL).read_text()
+
+
+def test_what_the_library_started_ends_with_the_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmx.track.clearml.STALLED_SECONDS", 4.0)
+    started = tmp_path / "started"
+    forks = f"""
+import os, time
+child = os.fork()
+if not child:
+    time.sleep(600)
+open({str(started)!r}, "a").write(f"{{child}}\\n")
+raise RuntimeError("broken library")
+"""
+    other_library(tmp_path, forks, monkeypatch)
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": "http://127.0.0.1:9"}, wait_seconds=0)
+    with open_trackers(options) as trackers:
+        report(trackers, tmp_path / "one")
+        until(lambda: started.exists() and started.stat().st_size > 0)
+    children = [int(line) for line in started.read_text().split()]
+    assert len(children) == 2
+    until(lambda: not any(map(alive, children)))
 
 
 def test_a_server_that_accepts_and_stalls_does_not_slow_the_run(
