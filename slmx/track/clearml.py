@@ -9,6 +9,7 @@ could not be sent becomes an offline session in the run's folder, with the comma
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -35,7 +36,8 @@ PATIENCE_SECONDS = 3.0  # a wait that is not worth a word
 STALLED_SECONDS = 15.0  # without a sign of life, the sender is taken to hang
 OFFLINE_SECONDS = 120.0  # for writing sessions to the disk
 MAX_SPOOL = 256 << 20
-MASK = b"********"
+MASK = "********"
+PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]+@")  # in an address
 ROOT = str(Path(__file__).parents[2])  # so that the sender is of the same slmx
 START = f"import sys; sys.path.insert(0, {ROOT!r}); from slmx.track.clearml_sender import main; main()"
 IMPORT = "clearml-task --import-offline-session"
@@ -127,7 +129,7 @@ class ClearML:
         try:
             seconds = OFFLINE_SECONDS if offline else self._options.wait_seconds
             if not self._sender.wait(min(PATIENCE_SECONDS, seconds)):
-                self._listen(Notice(f"Waiting for ClearML, at most {seconds:.0f} s; Ctrl-C leaves."))
+                self._notify(f"Waiting for ClearML, at most {seconds:.0f} s; Ctrl-C leaves.")
                 self._sender.wait(seconds)
             self._hear()
             if not offline and self._unsent():
@@ -139,7 +141,7 @@ class ClearML:
             self._sender.end()
         if (lost := self._unsent()) and not self._lost:
             kept = ", ".join(str(run.folder / SPOOL) for run in lost)
-            self._listen(Notice(f"ClearML got nothing of these reports, which are kept: {kept}", "warning"))
+            self._notify(f"ClearML got nothing of these reports, which are kept: {kept}", "warning")
 
     def _begin(self) -> None:
         first = self._runs[0].folder
@@ -153,9 +155,7 @@ class ClearML:
         self._sender.end()
         self._offline = True
         server = self._options.environment.get("CLEARML_API_HOST", "the server of clearml.conf")
-        self._listen(
-            Notice(f"ClearML ({server}): {why}. The run goes on; its session is kept in the run's folder.", "warning")
-        )
+        self._notify(f"ClearML ({server}): {why}. The run goes on; its session is kept in the run's folder.", "warning")
         self._begin()  # with its stdin open: the next run may come
 
     def _give_up(self, why: str) -> None:
@@ -163,12 +163,10 @@ class ClearML:
         assert self._sender is not None
         self._sender.end()
         self._lost = True
-        self._listen(
-            Notice(
-                f"ClearML: no session could be written ({why}). The run goes on; its reports are kept in its folder as "
-                f"they are, in {SPOOL}.",
-                "warning",
-            )
+        self._notify(
+            f"ClearML: no session could be written ({why}). The run goes on; its reports are kept as they are, in "
+            f"{SPOOL} of its folder.",
+            "warning",
         )
 
     def _unsent(self) -> list[Run]:
@@ -184,16 +182,22 @@ class ClearML:
                     (self._give_up if self._offline else self._go_offline)(str(why))
                     return
                 case {"page": page}:
-                    self._listen(Notice(f"ClearML: {page}"))
+                    self._notify(f"ClearML: {page}")
                 case {"done": folder, **rest}:
                     for run in self._runs:
                         if str(run.folder.absolute()) == folder:
                             run.sent = True
                             (run.folder / SPOOL).unlink(missing_ok=True)
                     if session := rest.get("session"):
-                        self._listen(Notice(f"ClearML session kept; send it later: {IMPORT} {session}"))
+                        self._notify(f"ClearML session kept; send it later: {IMPORT} {session}")
                 case {"trouble": what}:
-                    self._listen(Notice(f"ClearML: {what}", "warning"))
+                    self._notify(f"ClearML: {what}", "warning")
+
+    def _notify(self, text: str, level: Literal["note", "warning"] = "note") -> None:
+        """Without secrets: the library's errors and a server's address may hold one."""
+        for secret in self._options.secrets:
+            text = text.replace(secret, MASK)
+        self._listen(Notice(PASSWORD.sub(rf"\1:{MASK}@", text), level))
 
     def _close_file(self, status: Status) -> None:
         if self._out is not None:
@@ -206,14 +210,12 @@ class ClearML:
             return
         line = msgspec.json.encode({"report": report, "time": time.time(), **content}, enc_hook=str)
         for secret in self._masked:
-            line = line.replace(secret, MASK)
+            line = line.replace(secret, MASK.encode())
         run = self._runs[-1]
         if run.bytes + len(line) > MAX_SPOOL and report != "close":
             if not self._full:
                 self._full = True
-                self._listen(
-                    Notice(f"ClearML: reports of more than {MAX_SPOOL >> 20} MiB a run are left out", "warning")
-                )
+                self._notify(f"ClearML: reports of more than {MAX_SPOOL >> 20} MiB a run are left out", "warning")
             return
         run.bytes += len(line) + 1
         self._out.write(line + b"\n")

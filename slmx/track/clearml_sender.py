@@ -1,8 +1,8 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-It takes JSON lines on stdin: first `environment`, `offline` and a `cache` folder for the library, then a `folder` for each run; the end of stdin means
-that no more will come, even when the run itself was killed. It answers on stdout: signs of life, a run's page, what is
-done, and `away` before it ends without having sent everything.
+It takes JSON lines on stdin: first `environment`, `offline` and a `cache` folder for the library, then a `folder` for
+each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
+signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
 """
 
 from __future__ import annotations

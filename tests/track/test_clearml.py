@@ -166,11 +166,15 @@ def kept(heard: Heard, folder: Path, why: str) -> None:
 
 def test_a_server_that_refuses_costs_one_warning_and_the_session_is_kept(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        port = listening.getsockname()[1]
     heard = Heard()
-    with open_trackers(TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url}), heard) as trackers:
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": f"http://me:pass-w@rd@127.0.0.1:{port}"})
+    with open_trackers(options, heard) as trackers:
         report(trackers, tmp_path / "one")
     kept(heard, tmp_path / "one", "does not answer")
+    (warning,) = heard.warnings()
+    assert f"http://me:********@127.0.0.1:{port} does not answer" in warning
+    assert "pass-w" not in warning and "rd@" not in warning
 
 
 def test_a_refusal_that_is_heard_as_a_run_closes_does_not_stop_the_next_run(tmp_path: Path) -> None:
