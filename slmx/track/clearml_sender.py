@@ -66,7 +66,7 @@ def main() -> None:
     threading.Thread(target=read, daemon=True).start()
     try:
         with _cache_folder(asked["cache"]), _signs_of_life(say, asked["offline"]):
-            sending = Sending(say, offline=asked["offline"])
+            sending = Sending(say, asked["environment"], offline=asked["offline"])
             while folder := folders.get():
                 sending.run(Path(folder), over)
     except Away as away:
@@ -152,17 +152,19 @@ def _answers(host: str) -> bool:
 class Sending:
     """Runs as ClearML's tasks, one after the other."""
 
-    def __init__(self, say: Any, *, offline: bool) -> None:
+    def __init__(self, say: Any, environment: Mapping[str, str], *, offline: bool) -> None:
         from clearml import Task
         from clearml.config import config_obj
 
         self._say, self._offline, self._task_class = say, offline, Task
         overrides: dict[str, Any] = {"sdk": {"development": DEVELOPMENT}}
         self._bucket = ""
-        if bucket := _bucket():
+        if bucket := _bucket(environment):
             self._bucket = bucket.pop("uri")
             there = config_obj.get("sdk.aws.s3.credentials", [])
             overrides["sdk"]["aws"] = {"s3": {"credentials": [bucket, *map(dict, there)]}}
+            if bucket["host"]:  # other servers than AWS's refuse boto3's trailing checksums, with 411
+                os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         config_obj.set_overrides(overrides)
         if offline:
             Task.set_offline(True)
@@ -224,22 +226,27 @@ class Sending:
         self._say(done)
 
 
-def _bucket() -> dict[str, Any]:
-    """The bucket of the settings as ClearML's library wants it; empty where none is set."""
-    bucket = os.environ.get("CLEARML_S3_BUCKET", "")
+def _bucket(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The bucket of the settings as ClearML's library wants it; empty where none is set.
+
+    Not of this process's environment: a session token there may belong to other keys.
+    """
+    bucket = environment.get("CLEARML_S3_BUCKET", "")
     if not bucket:
         return {}
-    endpoint = urlsplit(os.environ.get("CLEARML_S3_ENDPOINT", ""))
+    endpoint = urlsplit(environment.get("CLEARML_S3_ENDPOINT", ""))
     secure = endpoint.scheme != "http"
     host = endpoint.netloc and f"{endpoint.hostname}:{endpoint.port or (443 if secure else 80)}"
-    verify = os.environ.get("CLEARML_S3_VERIFY_SSL", "true").lower() not in ("false", "0", "no")
+    asked = environment.get("CLEARML_S3_VERIFY_SSL", "True")  # or False, or the path of a CA bundle
+    verify = {"True": environment.get("AWS_CA_BUNDLE") or True, "False": False}.get(asked, asked)
     return {
         "uri": f"s3://{host}/{bucket}" if host else f"s3://{bucket}",
         "bucket": bucket,
         "host": host,
-        "key": os.environ.get("CLEARML_S3_ACCESS_KEY", ""),
-        "secret": os.environ.get("CLEARML_S3_SECRET_KEY", ""),
-        "region": os.environ.get("CLEARML_S3_REGION", ""),
+        "key": environment.get("CLEARML_S3_ACCESS_KEY", ""),
+        "secret": environment.get("CLEARML_S3_SECRET_KEY", ""),
+        "token": environment.get("AWS_SESSION_TOKEN", ""),
+        "region": environment.get("CLEARML_S3_REGION", ""),
         "secure": secure,
         "verify": verify,
         "multipart": False,

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ import pytest
 from slmx import settings
 from slmx.events import Notice, Progress
 from slmx.track.clearml import IMPORT, SPOOL
+from slmx.track.clearml_sender import _bucket
 from slmx.track.trackers import TrackedRun, Trackers, TrackOptions, chosen_trackers, open_trackers
 from tests.s3.servers import running
 from tests.track.clearml_server import Server
@@ -292,14 +294,31 @@ with open_trackers(TrackOptions(("clearml",), offline=True)) as trackers:
         assert b"3.5" in session.read("metrics.jsonl")
 
 
+def test_the_bucket_is_reached_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bucket(**more: str) -> dict[str, Any]:
+        said = {"CLEARML_S3_BUCKET": "b", "CLEARML_S3_ENDPOINT": "https://store:9000", **more}
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in said.items()))
+        return _bucket(chosen_trackers(settings.load(), clearml=None, tensorboard=None).environment)
+
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-aws-keys")
+    aws = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_CA_BUNDLE": "aws.pem"}
+    found = bucket(**aws)
+    assert (found["key"], found["token"], found["verify"]) == ("key", "of-the-aws-keys", "aws.pem")
+    ours = {**aws, "CLEARML_S3_ACCESS_KEY": "ours", "CLEARML_S3_SECRET_KEY": "secret"}
+    found = bucket(**ours, CLEARML_S3_VERIFY_SSL="ours.pem")
+    assert (found["key"], found["token"], found["verify"]) == ("ours", "", "ours.pem")
+    assert bucket(**ours, CLEARML_S3_VERIFY_SSL="0")["verify"] is False
+    assert bucket()["verify"] is True
+
+
 @pytest.mark.slow
-def test_artifacts_go_to_the_bucket_of_the_settings_through_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running("rclone", tmp_path / "servers") as found, Server() as server:
+@pytest.mark.parametrize("tls", ["", "CLEARML_S3_VERIFY_SSL", "AWS_CA_BUNDLE"])
+def test_artifacts_go_to_the_bucket_of_the_settings_through_the_library(tmp_path: Path, tls: str) -> None:
+    with running("rclone", tmp_path / "servers", tls=bool(tls)) as found, Server() as server:
         store = found.with_bucket()
-        for name, value in {**server.environment(), **store.environment()}.items():
-            monkeypatch.setenv(name, value)
+        bundle = {"CLEARML_S3_VERIFY_SSL": "true", tls: store.ca_bundle} if tls else {}
+        environment = {**server.environment(), **store.environment(), **bundle}
+        (tmp_path / ".env").write_text("".join(f"{name}='{value}'\n" for name, value in environment.items()))
         options = chosen_trackers(settings.load(), clearml=None, tensorboard=None)
         heard = Heard()
         with open_trackers(options, heard) as trackers:
