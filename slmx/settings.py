@@ -342,12 +342,12 @@ def other_names(field: FieldInfo) -> tuple[str, ...]:
 
 
 def named_environment(model: BaseModel) -> dict[str, str]:
-    """Settings under the names that ClearML's library reads, wherever they came from; without those that are unset."""
+    """Settings under the names that ClearML's library and AWS's read, wherever they came from; without the unset."""
     found = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         text = value.get_secret_value() if isinstance(value, SecretStr) else "" if value is None else str(value)
-        if text and (named := env_name(name, field)).startswith("CLEARML_"):
+        if text and (named := env_name(name, field)).startswith(("CLEARML_", "AWS_")):
             found[named] = text
     return found
 
