@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class Asked(Protocol):
     def overwrite(self) -> bool: ...  # noqa: D102
 
 
-def prepare(options: Asked) -> Path | None:
+def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
     """Make the save folder; the checkpoint to go on from, or None for a new run.
 
     Raises:
@@ -70,6 +70,9 @@ def prepare(options: Asked) -> Path | None:
         RefusedError: the folder holds something that was not to be replaced.
     """
     folder = options.save_dir
+    Args:
+        sources: what the run is made from: models and data. They are never removed to make room for it.
+
     filled = folder.is_dir() and any(folder.iterdir())
     if options.resume:
         found = checkpoints.latest(folder)
@@ -84,3 +87,13 @@ def prepare(options: Asked) -> Path | None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return None
+        _keep(sources, folder)
+
+
+def _keep(sources: Iterable[Path], folder: Path) -> None:
+    """RefusedError where a source is the folder that is to be removed, or lies in it."""
+    for source in sources:
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise RefusedError(
+                f"--overwrite would remove {source}, which this run is made from.", hint="Give another --save-dir."
+            )

@@ -134,6 +134,13 @@ class Planned:
     leaks: list[Leak] = field(default_factory=list)
     guide: Path | None = None
 
+    @property
+    def sources(self) -> list[Path]:
+        """The folders that the run is made from and judged by."""
+        judges = [one.dataset.folder for one in self.val_sets]
+        models = [one for one in (self.folder, self.guide, self.options.checkpoint_path) if one is not None]
+        return [*models, *self.options.data_dirs, *judges]
+
 
 def parse_weights(text: str) -> tuple[float, ...]:
     """The value of --weights ("33,33,34"); UsageError names what is no number."""

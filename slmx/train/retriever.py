@@ -108,7 +108,7 @@ class _Run:
         )
         self.tower, self.guide = ranks.together(lambda: self._open(dtype))
         # Not before the model is open: what cannot run must not cost an old run.
-        resumed = ranks.once(lambda: folder.prepare(options))
+        resumed = ranks.once(lambda: folder.prepare(options, planned.sources))
         self.update = Update(
             self.tower,
             lr=options.lr,

@@ -18,6 +18,7 @@ from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
 from slmx.signals import Stop
 from slmx.train import checkpoints
+from slmx.train.folder import RUN_FILE
 from slmx.train.plan import TrainOptions, parse_prompts, plan_training
 from slmx.train.retriever import TrainReport, train
 from slmx.train.update import learning_rate
@@ -137,6 +138,25 @@ def test_what_is_there_is_not_replaced_by_chance(asked: Asked, tmp_path: Path, p
         run(asked(pairs_folder, save_dir=foreign, overwrite=True))
     with pytest.raises(UsageError, match="no checkpoint"):
         run(asked(pairs_folder, save_dir=tmp_path / "new", resume=True))
+
+
+def test_what_a_run_is_made_from_is_not_removed(
+    asked: Asked, tmp_path: Path, pairs_folder: Path, encoder_folder: Path
+) -> None:
+    mine = shutil.copytree(encoder_folder, tmp_path / "run")
+    (mine / RUN_FILE).write_text("{}")
+    inside = shutil.copytree(pairs_folder, mine / "pairs")
+    other = tmp_path / "link"
+    other.symlink_to(mine)
+    for folder, settings in (
+        (pairs_folder, {"model": str(mine)}),
+        (pairs_folder, {"checkpoint_path": other}),
+        (pairs_folder, {"loss": "gist", "guide": str(mine)}),
+        (inside, {}),
+    ):
+        with pytest.raises(RefusedError, match=r"--overwrite would remove .*, which this run is made from"):
+            run(asked(folder, overwrite=True, **settings))
+    assert (mine / "model.safetensors").is_file() and (inside / "train.jsonl").is_file()
 
 
 def test_a_damaged_checkpoint_is_named(asked: Asked, pairs_folder: Path) -> None:
