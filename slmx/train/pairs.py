@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 2  # of the cached form; raised when the same folder would give other rows
+VERSION = 3  # of the cached form; raised when the same folder would give other rows
 ROWS = 4096  # examples a block of the Arrow file
 SHOWN = 3  # examples of a problem that a warning names
 

@@ -13,6 +13,7 @@ from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
 from slmx.files import key_of
+from slmx.train.losses import make_batch
 from slmx.train.pairs import TrainSet, find_leaks, known_positives, open_sets
 
 
@@ -163,3 +164,25 @@ def test_gold_passages_of_a_dataset_are_pairs(
     assert (
         app.run(["--quiet", "train", "retriever", "--save-dir", "x", "--dry-run", "--model", str(encoder_folder)]) == 0
     )
+
+
+def test_a_null_is_no_id_and_a_zero_is_one(rows_folder: Callable[..., Path], tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    synthetic = [{"question": f"q{n}", "doc_text": f"p{n}", "doc_id": None, "query_id": None} for n in range(3)]
+    rows = [{"query": f"a{n}", "positive": f"b{n}", "negatives": ["c"], "negative_ids": [None]} for n in range(3)]
+    rows[0]["positive_id"] = rows[0]["query_id"] = 0
+    rows[1]["positive_id"] = None
+    (tmp_path / "table").mkdir()
+    passages = [[{"docid": None, "text": f"e{n}"}] for n in range(3)]
+    table = pa.table({"query": ["d0", "d1", "d2"], "query_id": pa.nulls(3, pa.string()), "positive_passages": passages})
+    pq.write_table(table, tmp_path / "table" / "a.parquet")
+    sets = opened(rows_folder("synthetic", *synthetic), rows_folder("rows", *rows), tmp_path / "table")
+    assert [one.form for one in sets] == ["synthetic", "pairs", "pairs"]
+    ids = [[(e.query_id, e.positive_id) for e in one.examples()] for one in sets]
+    assert ids == [[("", "")] * 3, [("0", "0"), ("", ""), ("", "")], [("", "")] * 3]
+    assert all(e.negative_ids == [""] for e in sets[1].examples())
+    for one in sets:
+        batch = make_batch([one.pair(row, 0, 0) for row in range(3)], {}, 0)
+        assert not batch.false_negative.any()
