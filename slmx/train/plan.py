@@ -224,7 +224,7 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
         listen=listen,
     )
     sets = _hold_out(sets, val_sets, options, listen)
-    _check_loss(options.loss, sets)
+    _check_loss(options, sets)
     sampler = _sampler(options, sets)
     folder = resolve(preset.model, preset.package, listen=listen)
     leaks = find_leaks(sets, _judging(val_sets))
@@ -330,9 +330,15 @@ def _hold_out(sets: list[TrainSet], val_sets: list[ValSet], options: TrainOption
     return kept
 
 
-def _check_loss(loss: str, sets: list[TrainSet]) -> None:
+def _check_loss(options: TrainOptions, sets: list[TrainSet]) -> None:
     from slmx.train.losses import NEED_NEGATIVES
 
+    loss = options.loss
+    if loss in NEED_NEGATIVES and not options.negatives:
+        raise UsageError(
+            f"--loss {loss} learns from hard negatives; --negatives 0 leaves none.",
+            hint="Give --negatives 1 or more, or use --loss mnrl.",
+        )
     for one in sets:
         if loss in NEED_NEGATIVES and one.negatives < len(one):
             raise UsageError(

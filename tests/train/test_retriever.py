@@ -193,6 +193,9 @@ def test_losses_that_need_what_is_not_there(asked: Asked, pairs_folder: Path, sy
         plan_training(asked(synthetic_folder, loss="triplet"))
     with pytest.raises(UsageError, match="needs a teacher's scores"):
         plan_training(asked(pairs_folder, loss="margin-mse"))
+    for loss in ("triplet", "margin-mse"):
+        with pytest.raises(UsageError, match="learns from hard negatives; --negatives 0 leaves none"):
+            plan_training(asked(pairs_folder, loss=loss, negatives=0))
     with pytest.raises(UsageError) as caught:
         plan_training(asked(pairs_folder, loss="mnlr"))
     assert 'Did you mean "mnrl"' in str(caught.value)
