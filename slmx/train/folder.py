@@ -12,8 +12,8 @@ from slmx.models.encoders import content
 from slmx.train import checkpoints
 from slmx.train.plan import Planned, TrainOptions
 
-RUN_FILE = "training.json"
-# What may differ between a run and its resumption: none of it changes a weight.
+RUN_FILE = "run.json"
+# What may differ between a run and its resumption: none of it changes a weight, or its content stands beside it.
 NOT_IDENTITY = (
     *("save_dir", "data_dir", "cache_dir", "data_dirs", "model", "guide", "keep", "resume", "overwrite", "command"),
     *("num_workers", "device", "bf16", "fp16", "push_to_hub"),
