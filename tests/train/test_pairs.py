@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slmx.data.forms import detect
+from slmx.data.forms import content, detect
 from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
@@ -186,3 +187,48 @@ def test_a_null_is_no_id_and_a_zero_is_one(rows_folder: Callable[..., Path], tmp
     for one in sets:
         batch = make_batch([one.pair(row, 0, 0) for row in range(3)], {}, 0)
         assert not batch.false_negative.any()
+
+
+def test_marks_that_name_absent_documents_are_counted(
+    beir_folder: Path, autorag_folder: Path, lines: list[tuple[str, str]]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = beir_folder / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    rows = {"doc_id": [f"d{n}" for n in range(5)], "contents": [None, *(text for _, text in lines[1:5])]}
+    pq.write_table(pa.table(rows), autorag_folder / "corpus.parquet")
+    one, two = opened(beir_folder, autorag_folder)
+    assert len(one) == 5 and one.left_out == {"without a text": 1}  # d5 is gone; q5 asks nothing any more
+    assert len(two) == 5 and two.left_out == {"without a text": 2}  # d0 is empty, d5 is gone
+
+
+def test_autorag_without_its_files_or_columns_is_said(autorag_folder: Path, pairs_folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pytest.raises(SlmxError, match=r"There is no file .*qa\.parquet"):
+        opened(pairs_folder, forms=["autorag"])
+    pq.write_table(pa.table({"doc_id": ["d0"], "text": ["a"]}), autorag_folder / "corpus.parquet")
+    with pytest.raises(SlmxError, match=r"corpus\.parquet has no column contents") as caught:
+        opened(autorag_folder)
+    assert "doc_id, contents" in caught.value.hint
+
+
+def test_names_are_never_given_twice(pairs_folder: Path, tmp_path: Path) -> None:
+    for name in ("x/pairs-2", "y/pairs"):
+        shutil.copytree(pairs_folder, tmp_path / name)
+    names = [one.name for one in opened(tmp_path / "x/pairs-2", pairs_folder, tmp_path / "y/pairs")]
+    assert names == ["pairs-2", "pairs-3", "pairs-4"]
+
+
+def test_content_is_what_a_form_reads(beir_folder: Path) -> None:
+    before = content(beir_folder)
+    (beir_folder / "README.md").write_text("About these questions.")
+    (beir_folder / ".DS_Store").write_bytes(b"0")
+    shutil.copytree(beir_folder / "qrels", beir_folder / "run" / "checkpoints")
+    assert content(beir_folder) == before
+    (beir_folder / "qrels" / "train.tsv").write_text("q0\td0\t1\n")
+    assert content(beir_folder) != before
