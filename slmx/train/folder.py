@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from slmx.data.forms.example import CROPPED
 from slmx.errors import RefusedError, UsageError
+from slmx.files import read_json
 from slmx.models.encoders import content
 from slmx.train import checkpoints
 from slmx.train.plan import Planned
@@ -93,12 +94,18 @@ def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
     if filled and not options.overwrite:
         raise RefusedError(f"{folder} is not empty.", hint="--resume goes on with it, --overwrite begins anew.")
     if filled:
-        if not (folder / RUN_FILE).is_file():
+        if not _is_training(folder):
             raise RefusedError(f"{folder} holds no training run; it is not replaced.", hint="Give another --save-dir.")
         _keep(sources, folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return None
+
+
+def _is_training(folder: Path) -> bool:
+    """Does a folder hold a training? An evaluation has a file of the same name, and no plan in it."""
+    said = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
+    return isinstance(said, dict) and "plan" in said
 
 
 def _keep(sources: Iterable[Path], folder: Path) -> None:

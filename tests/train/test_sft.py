@@ -276,7 +276,7 @@ def test_the_command(folders: dict[str, Path], empty_folder: Path) -> None:
 
 def test_the_model_that_is_tuned_is_not_removed(folders: dict[str, Path], tmp_path: Path) -> None:
     mine = shutil.copytree(folders["ours"], tmp_path / "run")
-    (mine / RUN_FILE).write_text("{}")
+    (mine / RUN_FILE).write_text('{"plan": {}}')
     asked = options(folders, tmp_path, model=str(mine), overwrite=True)
     with joined(["cpu"]) as ranks, pytest.raises(RefusedError, match="which this run is made from"):
         train_sft(plan_sft(asked), ranks=ranks, stop=Stop())
