@@ -315,21 +315,6 @@ def test_a_folder_in_its_source_goes_on(
     assert any(text.startswith("Going on after 3 of") for text in heard)
 
 
-def test_old_negatives_stay_until_new_ones_are_mined(
-    asked: Callable[..., MineOptions], encoder_folder: Path, tmp_path: Path
-) -> None:
-    mine(asked(), stop=Stop())
-    stop = Stop()
-
-    def at_once(event: Any) -> None:
-        if getattr(event, "task", "").startswith("encode"):
-            stop.signal = signal.SIGINT
-
-    with pytest.raises(SlmxError, match="Stopped before the first pair"):
-        mine(asked(retriever=str(encoder_folder), overwrite=True), stop=stop, listen=at_once)
-    assert (tmp_path / "out" / "mined.jsonl").is_file()
-
-
 def test_any_score_and_a_margin_contradict(
     folder: Path, empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
