@@ -135,6 +135,7 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
         flops_per_token=plan.flops_per_token,
         rate=settled.rate,
         configuration={"command": options.command, "plan": plan, "settled": settled},
+        sources=tuple(one for one in (options.data, options.init_from) if one is not None),
     )
     return task, made
 

@@ -47,7 +47,7 @@ class LoopOptions:
 
     `optimizer` to `floor`: see slmx.train.optim. `clip` cuts the gradient's norm. `patience`: so many steps in a row
     whose loss or gradient is no number are skipped, then the run stops. `flops_per_token` and `rate` (operations a
-    second of the chip) give MFU.
+    second of the chip) give MFU. `sources`: the models and data that the run is made from.
     """
 
     save_dir: Path
@@ -77,6 +77,7 @@ class LoopOptions:
     metrics: str = "training_metrics.csv"
     log: str = "training.log"
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
 
 
 def loop_options(asked: CausalOptions, *, steps: int, lr: float, **more: Any) -> LoopOptions:
