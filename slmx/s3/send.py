@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ MOST_PARTS = 10_000
 TRIES = 3  # of a whole object that arrives damaged
 RESENT: frozenset[Kind] = PASSING | {"damaged"}  # failures after which the same request is sent again
 IN_MEMORY = WINDOW * PIECE
+PROBE = b"Written by slmx to see whether the server keeps conditions. It may be deleted.\n"
 
 Atomic = Literal["yes", "no", "unknown", ""]
 
@@ -93,15 +95,25 @@ def send(upload: Upload) -> Sent:
     )
 
 
-def keeps_conditions(upload: Upload) -> bool:
-    """Does the server refuse a second write under If-None-Match? Asked with the small file that was just written."""
-    content = upload.path.read_bytes()
-    metadata = {clients.SHA256_KEY: sha256(content).hexdigest()}
+def keeps_conditions(upload: Upload) -> Literal["yes", "no"]:
+    """Does the server refuse a second write under If-None-Match? Asked with an object of its own beside the upload's.
+
+    On the uploaded object the question would be a write that nobody verifies, over what others may have put there.
+
+    Raises:
+        S3Error: it could not be found out, or what was written for it could not be taken away.
+    """
+    beside = replace(upload, key=f"{upload.key[: upload.key.rfind('/') + 1]}.slmx-test-{uuid.uuid4().hex}")
     try:
-        upload.ask("put_object", Body=content, Metadata=metadata, IfNoneMatch="*")
+        beside.ask("put_object", Body=PROBE)
+        beside.ask("put_object", Body=PROBE, IfNoneMatch="*")
     except S3Error as problem:
-        return problem.kind == "precondition"
-    return False
+        if problem.kind not in ("precondition", "unsupported"):
+            raise
+        return "yes" if problem.kind == "precondition" else "no"
+    finally:
+        beside.ask("delete_object")
+    return "no"
 
 
 def _send_small(upload: Upload, overwrite: bool) -> tuple[str, Remote, bool, Atomic]:

@@ -131,7 +131,7 @@ class _Transfer:
         self._lost_in_a_row = 0
         self._told: set[str] = set()
         self._condition_lock = threading.Lock()
-        self._keeps_conditions: bool | None = None
+        self._keeps_conditions: Atomic = ""
         self._began = time.monotonic()
         self._last_told = 0.0
 
@@ -257,9 +257,14 @@ class _Transfer:
     def _condition(self, upload: Upload) -> Atomic:
         """Asked once a run: the server's answer to a condition that cannot hold."""
         with self._condition_lock:
-            if self._keeps_conditions is None:
-                self._keeps_conditions = keeps_conditions(upload)
-        return "yes" if self._keeps_conditions else "no"
+            if not self._keeps_conditions:
+                try:
+                    self._keeps_conditions = keeps_conditions(upload)
+                except S3Error as problem:
+                    self._keeps_conditions = "unknown"
+                    said = f"Whether this server keeps to If-None-Match could not be found out: {problem.what}"
+                    self._notice("unknown", said)
+        return self._keeps_conditions
 
     def _tell(self, atomic: Atomic, job: Job) -> None:
         text = {
@@ -267,9 +272,14 @@ class _Transfer:
             "unknown": f"{job.name}: that nobody else writes this key at the same moment is not certain; no server "
             "promises it for multipart uploads.",
         }.get(atomic)
+        if text:
+            self._notice(atomic, text)
+
+    def _notice(self, about: str, text: str) -> None:
+        """Said once a run."""
         with self._lock:
-            if text and atomic not in self._told:
-                self._told.add(atomic)
+            if about not in self._told:
+                self._told.add(about)
                 self.options.listen(Notice(text))
 
     def _counter(self, job: Job) -> Callable[[int], None]:

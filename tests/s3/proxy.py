@@ -47,7 +47,7 @@ Where = Callable[[Request], bool]
 
 @dataclass
 class Fault:
-    """Happens to bodies of one direction in requests that `where` takes, at most `times` times."""
+    """Happens to bodies of one direction in requests that `where` takes, after the first `skip` of them, at most `times` times."""
 
     direction: Direction
     where: Where
@@ -55,9 +55,13 @@ class Fault:
     times: int = 1
     happened: int = 0
     seconds: float = 0.0
+    skip: int = 0
 
     def taken(self) -> bool:
         """May it happen once more? Counts."""
+        if self.skip:
+            self.skip -= 1
+            return False
         if self.happened >= self.times:
             return False
         self.happened += 1

@@ -119,5 +119,7 @@ def test_kill_9_while_uploading_never_leaves_a_wrong_object(rclone: Server, tmp_
         child.kill()
         child.communicate(timeout=30)
         for item in client.list_objects_v2(Bucket=rclone.bucket, Prefix=f"{moment}/").get("Contents", []):
-            content = client.get_object(Bucket=rclone.bucket, Key=item["Key"])["Body"].read()
-            assert content == contents[item["Key"].partition("/")[2]], f"kill {moment}"
+            name = item["Key"].partition("/")[2]
+            if not name.startswith(".slmx-test-"):  # what shows whether the server keeps conditions
+                content = client.get_object(Bucket=rclone.bucket, Key=item["Key"])["Body"].read()
+                assert content == contents[name], f"kill {moment}"
