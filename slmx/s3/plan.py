@@ -33,6 +33,9 @@ class Filter:
         """Is this name wanted?"""
         return (not self.include or _fits(name, self.include)) and not _fits(name, self.exclude)
 
+    def __str__(self) -> str:
+        return ", ".join([*self.include, *(f"not {pattern}" for pattern in self.exclude)])
+
 
 EVERYTHING = Filter()
 

@@ -47,7 +47,7 @@ Where = Callable[[Request], bool]
 
 @dataclass
 class Fault:
-    """Happens to bodies of one direction in requests that `where` takes, after the first `skip` of them, at most `times` times."""
+    """Happens to bodies of one direction in requests that `where` takes, after `skip` of them at most `times` times."""
 
     direction: Direction
     where: Where

@@ -19,24 +19,16 @@ from slmx.s3.transfer import Options, upload_all
 from slmx.s3.verify import multipart_etag
 from tests.s3.proxy import Busy, Proxy
 from tests.s3.servers import Server
-from tests.s3.tools import MIB, command, left_behind, open_uploads, store_of, through
+from tests.s3.tools import MIB, command, keys, left_behind, open_uploads, put, store_of, through
 
 
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def put(server: Server, key: str, content: bytes = b"content", **more: Any) -> None:
-    server.client().put_object(Bucket=server.bucket, Key=key, Body=content, **more)
-
-
 def get(server: Server, key: str) -> bytes:
     content: bytes = server.client().get_object(Bucket=server.bucket, Key=key)["Body"].read()
     return content
-
-
-def keys(server: Server) -> list[str]:
-    return [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket).get("Contents", [])]
 
 
 @pytest.fixture
@@ -147,19 +139,6 @@ def test_older_keys_and_the_bucket_called_datasets_are_found(rclone: Server, tmp
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "nq" / "nq_full_dataset.json").read_bytes() == b"[1]"
     assert (tmp_path / "data" / "nq" / "nq_converted_eval.json").read_bytes() == b"[2]"
-
-
-def test_one_file_under_a_key_and_patterns(rclone: Server, tree: Path, tmp_path: Path) -> None:
-    up = command(rclone, "upload", "--local-file", tree / "b.json", "--s3-key", "x/c.json", cwd=tmp_path)
-    assert (up.returncode, keys(rclone)) == (0, ["x/c.json"])
-    put(rclone, "x/d.txt")
-    put(rclone, "x/e.json")
-    one = command(rclone, "download", "--s3-key", "x/c.json", "--local-file", "here.json", cwd=tmp_path)
-    assert (one.returncode, (tmp_path / "here.json").read_bytes()) == (0, b"{}")
-    some = ["download", "--prefix", "x/", "--include", "*.json", "--exclude", "e*", "--data-dir", "out"]
-    assert command(rclone, *some, cwd=tmp_path).returncode == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.json"]
-    assert command(rclone, "download", cwd=tmp_path).returncode == 2
 
 
 def test_objects_of_other_tools_are_verified_by_their_etag_or_said_to_be_unverified(

@@ -66,6 +66,16 @@ def environment(server: Server, more: Mapping[str, str] | None = None) -> dict[s
     return {**clean, **server.environment(), "NO_COLOR": "1", **(more or {})}
 
 
+def put(server: Server, key: str, content: bytes = b"content", **more: Any) -> None:
+    """An object, as others write it."""
+    server.client().put_object(Bucket=server.bucket, Key=key, Body=content, **more)
+
+
+def keys(server: Server) -> list[str]:
+    """Keys of the server's bucket."""
+    return [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket).get("Contents", [])]
+
+
 def left_behind(folder: Path) -> list[str]:
     """Unfinished files below a folder."""
     return [str(path) for path in folder.rglob("*.part")]
