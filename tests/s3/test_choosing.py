@@ -55,3 +55,16 @@ def test_options_that_would_do_nothing_are_refused(rclone: Server, tmp_path: Pat
     assert done.returncode == 2
     assert any(word in done.stderr for word in words if word.startswith("--"))
     assert not keys(rclone)
+
+
+@pytest.mark.parametrize("prefix", ["runs", "runs/"])
+def test_a_prefix_is_a_folder_with_or_without_its_slash(rclone: Server, tmp_path: Path, prefix: str) -> None:
+    for name in ("runs/a.json", "runs/sub/b.json", "runs-of-others/c.json"):
+        put(rclone, name)
+    down = command(rclone, "download", "--prefix", prefix, "--data-dir", "out", cwd=tmp_path)
+    assert down.returncode == 0, down.stderr
+    found = (path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json"))
+    assert sorted(found) == ["a.json", "sub/b.json"]
+    up = command(rclone, "upload", "--local-file", "out", "--prefix", f"copy/{prefix}", cwd=tmp_path)
+    assert up.returncode == 0, up.stderr
+    assert [key for key in keys(rclone) if key.startswith("copy")] == ["copy/runs/a.json", "copy/runs/sub/b.json"]
