@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,9 +63,10 @@ def check(
         return _same(store, ours[name], theirs[name], stop, read)
 
     try:
-        for number, (name, future) in enumerate(outcomes(pool, both, same, stop=stop), 1):
-            listen(Progress("check", number, len(both), "files"))
-            yield _compared(name, future.result)
+        with closing(outcomes(pool, both, same, stop=stop)) as compared:
+            for number, (name, future) in enumerate(compared, 1):
+                listen(Progress("check", number, len(both), "files"))
+                yield _compared(name, future.result)
     except Stopped:
         raise stop.error("Stopped; not all files were compared.", hint="The same command starts anew.") from None
     finally:

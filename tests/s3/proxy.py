@@ -56,6 +56,7 @@ class Fault:
     happened: int = 0
     seconds: float = 0.0
     skip: int = 0
+    status: str = "503 Service Unavailable"
 
     def taken(self) -> bool:
         """May it happen once more? Counts."""
@@ -81,7 +82,7 @@ class Stall(Fault):
 
 
 class Busy(Fault):
-    """Answers 503 in the server's stead (direction and offset do not matter)."""
+    """Answers `status` in the server's stead (direction and offset do not matter)."""
 
 
 class _Closed(Exception):
@@ -175,8 +176,8 @@ class Proxy:
         request = Request(method, target, headers)
         with self._lock:
             self.requests.append(request)
-        if self._fault(request, "up", Busy):
-            return self._busy(here, headers)
+        if fault := self._fault(request, "up", Busy):
+            return self._busy(here, headers, f"HTTP/1.1 {fault.status}\r\nContent-Length: 0\r\n".encode())
         there.sock.sendall(raw)
         if headers.get("expect", "").lower() == "100-continue":
             answer = there.head()
@@ -194,14 +195,14 @@ class Proxy:
         self._body(there, here, reply, request, "down", has_body=method != "HEAD" and code not in (204, 304))
         return "close" not in reply.get("connection", "").lower()
 
-    def _busy(self, here: _Line, headers: dict[str, str]) -> bool:
+    def _busy(self, here: _Line, headers: dict[str, str], head: bytes) -> bool:
         if "expect" in headers:
-            here.sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            here.sock.sendall(head + b"Connection: close\r\n\r\n")
             return False
         left = int(headers.get("content-length", 0))
         while left:
             left -= len(here.take(left))
-        here.sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        here.sock.sendall(head + b"\r\n")
         return True
 
     def _body(

@@ -14,11 +14,13 @@ import pytest
 
 from slmx.s3.client import SHA256_KEY
 from slmx.s3.download import Request, download
+from slmx.s3.objects import Remote
 from slmx.s3.plan import upload_job
-from slmx.s3.transfer import Options, upload_all
+from slmx.s3.problems import S3Error
+from slmx.s3.transfer import GIVE_UP, Job, Moved, Options, download_all, upload_all
 from slmx.s3.verify import multipart_etag
 from tests.s3.proxy import Busy, Proxy
-from tests.s3.servers import Server
+from tests.s3.servers import Server, free_port
 from tests.s3.tools import MIB, command, keys, left_behind, open_uploads, put, store_of, through
 
 
@@ -318,7 +320,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_upload(
     assert not open_uploads(rclone)
 
 
-def test_a_server_that_is_gone_ends_the_run_instead_of_every_file(rclone: Server, tmp_path: Path) -> None:
+def test_a_busy_server_fails_every_file_and_ends_no_run(rclone: Server, tmp_path: Path) -> None:
     for number in range(20):
         put(rclone, f"x/{number}")
     with Proxy(rclone.endpoint) as proxy:
@@ -328,6 +330,17 @@ def test_a_server_that_is_gone_ends_the_run_instead_of_every_file(rclone: Server
     assert {row.action for row in rows} == {"failed"}
     assert "overloaded" in rows[0].error
     assert not left_behind(tmp_path)
+
+
+def test_a_server_that_is_gone_ends_the_run_instead_of_every_file(tmp_path: Path) -> None:
+    store = store_of(Server("gone", f"http://127.0.0.1:{free_port()}", "access", "the-secret"), retries=0)
+    jobs = [Job(str(n), tmp_path / str(n), Remote("bucket", str(n), 1, ""), exists=False) for n in range(20)]
+    rows: list[Moved] = []
+    with pytest.raises(S3Error, match="cannot be reached"):
+        for row in download_all(store, jobs, Options()):
+            rows.append(row)  # noqa: PERF402  # extend would lose what came before the error
+    assert [row.action for row in rows] == ["failed"] * (GIVE_UP - 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_whether_the_server_keeps_conditions_is_found_out_and_said(
