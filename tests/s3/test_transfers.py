@@ -104,6 +104,15 @@ def test_check_tells_with_rclones_symbols(rclone: Server, tmp_path: Path) -> Non
     assert said[:3] == ["+ mine", "- theirs", "* other"]
 
 
+def test_names_do_not_steer_the_terminal(rclone: Server, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[2Jb\n= c").write_bytes(b"x")
+    for words in (["check"], ["sync", "--dry-run"]):
+        done = command(rclone, *words, "in", f"s3://{rclone.bucket}", cwd=tmp_path)
+        assert "a\\x1b[2Jb\\x0a= c" in done.stdout
+        assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_check_by_reading_sees_what_the_hash_kept_with_an_object_hides(rclone: Server, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a").write_bytes(b"good")
