@@ -136,7 +136,10 @@ def download_jobs(found: Iterable[tuple[str, Remote]], folder: Folder) -> tuple[
 
 def upload_job(name: str, path: Path, bucket: str, key: str, there: Remote | None) -> Job:
     """A job for a file: `there` is the object under its key now."""
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError:  # gone since it was listed: at its turn it fails alone, and says why
+        size = 0
     return Job(name, path, there or Remote(bucket, key, size, ""), exists=there is not None, moves=size)
 
 

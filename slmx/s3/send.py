@@ -44,14 +44,18 @@ class Sent:
 
 @dataclass(frozen=True)
 class Upload:
-    """One upload: from where to where, under which condition, and who is told."""
+    """One upload: from where to where, under which condition, and who is told.
+
+    `pool` has threads for the parts. It is None where a thread of a pool calls: to wait there for others of the same
+    pool could be for ever, so should the file prove to be large, its parts get a pool of their own.
+    """
 
     store: Store
     path: Path
     bucket: str
     key: str
     overwrite: bool
-    pool: Pool
+    pool: Pool | None
     stop: Stop
     moved: Callable[[int], None]
 
@@ -158,6 +162,7 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
     waiting: deque[tuple[int, Future[tuple[bytes, str, bool]]]] = deque()
     done: list[tuple[bytes, str]] = []
     compared, read, number = True, sha256(), 0
+    pool = upload.pool or Pool(at_most)
     try:
         with upload.path.open("rb") as stream:
             while True:
@@ -165,7 +170,7 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
                     number += 1
                     read.update(content)
                     job = _part_job(upload, opened, number, content)
-                    waiting.append((len(content), upload.pool.submit(job)))
+                    waiting.append((len(content), pool.submit(job)))
                     del content, job  # the queue alone holds the bytes
                 if not waiting:
                     break
@@ -181,6 +186,8 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
                 upload.moved(length)
     finally:
         settle([future for _, future in waiting])  # a part that lands after the abort would stay
+        if pool is not upload.pool:
+            pool.close()
     if read.hexdigest() != digest:
         raise SlmxError(f"{upload.path} changed while it was read.", hint="Run the command again when it is finished.")
     return done, compared

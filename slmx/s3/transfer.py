@@ -259,9 +259,8 @@ class _Transfer:
     def _send(self, job: Job) -> Moved:
         began = time.monotonic()
         remote, overwrite = job.remote, job.action == "replaced"
-        upload = Upload(
-            self.store, job.path, remote.bucket, remote.key, overwrite, self.pool, self.stop, self._counter(job)
-        )
+        pool = None if job.size <= SMALL else self.pool
+        upload = Upload(self.store, job.path, remote.bucket, remote.key, overwrite, pool, self.stop, self._counter(job))
         sent = send(upload)
         atomic = sent.atomic
         if atomic == "unknown" and job.size <= SMALL:

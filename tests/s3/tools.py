@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -71,9 +72,20 @@ def put(server: Server, key: str, content: bytes = b"content", **more: Any) -> N
     server.client().put_object(Bucket=server.bucket, Key=key, Body=content, **more)
 
 
+def get(server: Server, key: str) -> bytes:
+    """An object's content."""
+    content: bytes = server.client().get_object(Bucket=server.bucket, Key=key)["Body"].read()
+    return content
+
+
 def keys(server: Server) -> list[str]:
     """Keys of the server's bucket."""
     return [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket).get("Contents", [])]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """What --json wrote, a row a line."""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def left_behind(folder: Path) -> list[str]:
