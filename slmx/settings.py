@@ -8,6 +8,7 @@ and `AWS_*` where nothing else is set.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -358,7 +359,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def show() -> list[Setting]:
-    """Every setting with its value and where it comes from; secrets are masked."""
+    """Every setting with its value and where it comes from; secrets are masked, also a password in an address."""
     settings = load()
     lines = []
     for name, field in fields():
@@ -366,6 +367,7 @@ def show() -> list[Setting]:
         for part in name.split("."):
             value = getattr(value, part)
         shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        shown = re.sub(r"(?<=://)\S*@", "********@", shown)
         lines.append(Setting(name, shown, source_of(name), field.description or ""))
     return lines
 
