@@ -52,7 +52,7 @@ def main() -> None:
     runs = {f"runs/{kind}_{seed}": (kind, seed) for kind, seed in product(SAMPLING, SEEDS)}
     for run, (kind, seed) in runs.items():
         if not (folder / run / "model.safetensors").is_file():
-            resume = " --resume" if (folder / run / "training.json").is_file() else ""
+            resume = " --resume" if (folder / run / "run.json").is_file() else ""
             slmx(folder, TRAIN.format(sampling=SAMPLING[kind], seed=seed, save_dir=run) + resume)
     for model in (START, *runs):
         if not scores_file(folder, model, "arguana").is_file():

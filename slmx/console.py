@@ -6,6 +6,7 @@ A command does its work inside `listening()` and hands its record to `result()`.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from slmx.events import Listener, Notice, Progress
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 EVERY_SECONDS = 5.0  # how often a line of progress is written where there is no terminal
 
 
@@ -35,13 +37,31 @@ class Manner:
 manner = Manner()
 
 
+def harmless(text: str) -> str:
+    """Control characters written out (\\x1b): a name from outside must not steer the terminal. \\n and \\t stay."""
+    return STEERS.sub(written_out, text.replace("\r\n", "\n"))
+
+
+def written_out(found: re.Match[str]) -> str:
+    """A character as its number."""
+    return f"\\x{ord(found[0]):02x}"
+
+
 def _console(stderr: bool) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Harmless(Console):
+        """Whatever is shown passes here; rich's own control codes are no text."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else harmless(text), style, control)
 
     no_color = not manner.color or bool(os.environ.get("NO_COLOR"))
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 120  # a pipe has no width: leave room for tables
-    return Console(stderr=stderr, no_color=no_color, highlight=False, width=width, soft_wrap=False)
+    return Harmless(stderr=stderr, no_color=no_color, highlight=False, width=width, soft_wrap=False)
 
 
 def result(record: Any, render: Callable[[Any], RenderableType]) -> None:
@@ -118,7 +138,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
             min_width=min(len(column), 8) if place < left else None,
         )
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))  # Text: a passage may hold [brackets] that are not markup
+        # Text: a passage may hold [brackets] that are not markup. Written out before the columns get their widths.
+        made.add_row(*(Text(harmless(cell)) for cell in row))
     return Group(Text(title, style="bold"), made, "") if title else Group(made, "")
 
 
@@ -251,5 +272,6 @@ class _Lines:
             self._last[event.task] = now
             self._spoken.add(event.task)
             of = f" of {event.total}" if event.total is not None else ""
-            sys.stderr.write(" ".join(f"{event.task}: {event.done}{of} {event.unit} {event.note}".split()) + "\n")
+            said = f"{event.task}: {event.done}{of} {event.unit} {event.note}"
+            sys.stderr.write(harmless(" ".join(said.split())) + "\n")
             sys.stderr.flush()

@@ -16,7 +16,14 @@ CacheDir = Annotated[
 ]
 OutputDir = Annotated[Path | None, typer.Option("--output-dir", help="Where runs are written.", show_default="outputs")]
 Bucket = Annotated[str, typer.Option("--bucket", help="The bucket.", show_default="from the settings")]
-Prefix = Annotated[str, typer.Option("--prefix", help="Only what lies under it; most end with /.")]
+Prefix = Annotated[
+    str,
+    typer.Option(
+        "--prefix",
+        help="A folder in the bucket: only what lies in it; runs is the same as runs/.",
+        callback=lambda prefix: prefix if not prefix or prefix.endswith("/") else f"{prefix}/",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Go on when more than 5 % of the rows are bad.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
@@ -56,8 +56,11 @@ class Pool:
 
 def outcomes(
     pool: Pool, jobs: Iterable[T], work: Callable[[T], R], *, stop: Stop, ahead: int = AHEAD
-) -> Iterator[tuple[T, Future[R]]]:
+) -> Generator[tuple[T, Future[R]], None, None]:
     """Run `work` over jobs in the pool's threads; yields each with its future soon after it has finished.
+
+    Whoever may leave before its end closes it (contextlib.closing): in the traceback of an error it would stay
+    open, and jobs would go on beginning until the process dies in the middle of them.
 
     Args:
         ahead: jobs a thread that are handed over at a time; 1 where a failure should keep the next from beginning.

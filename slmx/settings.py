@@ -8,6 +8,7 @@ and `AWS_*` where nothing else is set.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -342,12 +343,12 @@ def other_names(field: FieldInfo) -> tuple[str, ...]:
 
 
 def named_environment(model: BaseModel) -> dict[str, str]:
-    """Settings under the names that ClearML's library reads, wherever they came from; without those that are unset."""
+    """Settings under the names that ClearML's library and AWS's read, wherever they came from; without the unset."""
     found = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         text = value.get_secret_value() if isinstance(value, SecretStr) else "" if value is None else str(value)
-        if text and (named := env_name(name, field)).startswith("CLEARML_"):
+        if text and (named := env_name(name, field)).startswith(("CLEARML_", "AWS_")):
             found[named] = text
     return found
 
@@ -358,7 +359,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def show() -> list[Setting]:
-    """Every setting with its value and where it comes from; secrets are masked."""
+    """Every setting with its value and where it comes from; secrets are masked, also a password in an address."""
     settings = load()
     lines = []
     for name, field in fields():
@@ -366,6 +367,7 @@ def show() -> list[Setting]:
         for part in name.split("."):
             value = getattr(value, part)
         shown = "********" if isinstance(value, SecretStr) else "" if value is None else str(value)
+        shown = re.sub(r"(?<=://)\S*@", "********@", shown)
         lines.append(Setting(name, shown, source_of(name), field.description or ""))
     return lines
 

@@ -38,6 +38,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
+    "--force-prefers-reduced-motion",  # a page that still glides moves the button away from under the click
     "--remote-debugging-pipe",
 )
 PATIENCE = 20.0

@@ -75,6 +75,17 @@ def test_secrets_are_never_shown(
     assert "very$" not in out.out + out.err + repr(loaded) + str(loaded)
 
 
+def test_a_password_in_an_address_is_never_shown(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLEARML_API_HOST", "https://me:pa/ss@w@clearml.lan:8008")
+    Path("slmx.toml").write_text('[s3]\nendpoint = "http://me:pass@minio.lan:9000/x"\n')
+    assert value_and_source("clearml.api_host") == ("https://********@clearml.lan:8008", "environment")
+    assert value_and_source("s3.endpoint") == ("http://********@minio.lan:9000/x", "slmx.toml")
+    assert run(["config", "show"]) == run(["config", "show", "--json"]) == 0
+    assert "me:pa" not in capsys.readouterr().out
+
+
 def test_a_secret_in_slmx_toml_is_refused(empty_folder: Path) -> None:
     Path("slmx.toml").write_text('hf_token = "abc"\n')
     with pytest.raises(UsageError, match="secret") as error:

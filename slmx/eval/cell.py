@@ -76,7 +76,10 @@ class CellRun(Record, frozen=True, omit_defaults=False):
 
 
 class Session(Record, frozen=True, omit_defaults=False):
-    """One sitting at a cell; a cell that was interrupted has several."""
+    """One sitting at a cell; a cell that was interrupted has several. Of one that was killed nothing is known.
+
+    `generate_seconds` end with the last answer that was saved.
+    """
 
     started: str
     batches: int
@@ -247,32 +250,33 @@ def _answer(
     unloaded = memory.mark("model", "before_load")
     load_seconds = 0.0 if journal.finished else generator.load()
     loaded = memory.mark("model", "before_generate")
-    begin, tokens, here = time.perf_counter(), 0, 0
-    for batch in run_file.batches[first:]:
-        if stop.asked:
-            break
-        chosen = [requests[i] for i in batch]
-        completions = generator.generate(chosen)
-        tokens += sum(completion.new_tokens for completion in completions)
-        journal.append([_prediction(work, i, requests[i], c) for i, c in zip(batch, completions, strict=True)])
-        here += len(batch)
-        seconds = time.perf_counter() - begin
-        note = f"{here / seconds:.1f} questions/s" + (f", {tokens / seconds:.0f} tokens/s" if tokens else "")
-        listen(Progress(folder.name, answered + here, len(requests), "questions", note))
-        work.trackers.scalars(answered + here, tracked.speed(here, tokens, seconds) | memory.latest())
-    generated = memory.mark("model", "after_generate")
-    session = Session(
-        started=_now(),
-        batches=journal.done - first,
-        questions=here,
-        new_tokens=tokens,
-        generate_seconds=time.perf_counter() - begin,
-        load_seconds=load_seconds,
-        load_joules=round(loaded - unloaded, 2),
-        generate_joules=round(generated - loaded, 2),
-    )
-    run_file = msgspec.structs.replace(run_file, sessions=[*run_file.sessions, session])
-    write_json(folder / RUN_FILE, run_file)
+    started, begin, seconds, tokens, here = _now(), time.perf_counter(), 0.0, 0, 0
+    try:
+        for batch in run_file.batches[first:]:
+            if stop.asked:
+                break
+            completions = generator.generate([requests[i] for i in batch])
+            journal.append([_prediction(work, i, requests[i], c) for i, c in zip(batch, completions, strict=True)])
+            here += len(batch)
+            tokens += sum(completion.new_tokens for completion in completions)
+            seconds = time.perf_counter() - begin
+            note = f"{here / seconds:.1f} questions/s" + (f", {tokens / seconds:.0f} tokens/s" if tokens else "")
+            listen(Progress(folder.name, answered + here, len(requests), "questions", note))
+            work.trackers.scalars(answered + here, tracked.speed(here, tokens, seconds) | memory.latest())
+    finally:  # an engine that failed had answered questions before, which took their time
+        generated = memory.mark("model", "after_generate")
+        session = Session(
+            started=started,
+            batches=journal.done - first,
+            questions=here,
+            new_tokens=tokens,
+            generate_seconds=seconds,
+            load_seconds=load_seconds,
+            load_joules=round(loaded - unloaded, 2),
+            generate_joules=round(generated - loaded, 2),
+        )
+        run_file = msgspec.structs.replace(run_file, sessions=[*run_file.sessions, session])
+        write_json(folder / RUN_FILE, run_file)
     if not journal.finished:
         raise stop.error(
             f"Stopped after {answered + here} of {len(requests)} questions of {folder.name}; all answers are saved.",
@@ -356,15 +360,20 @@ def _derive(work: CellWork, folder: Path, run_file: RunFile, also: Sequence[str]
 
 
 def _cost(work: CellWork, generator: Generator, run_file: RunFile, memory: MemoryLog) -> dict[str, Any]:
-    """Durations, sizes, peaks and energy under the names of results.json. Seconds, bytes, MiB, watts and joules."""
+    """Durations, sizes, peaks and energy under the names of results.json. Seconds, bytes, MiB, watts and joules.
+
+    Answers of a sitting that was killed are there, their time is not: what is told a question is of the others.
+    """
     generating = sum(session.generate_seconds for session in run_file.sessions)
     answered = sum(session.questions for session in run_file.sessions)
-    joules = sum(session.generate_joules for session in run_file.sessions) + work.retrieve_joules
+    joules = sum(session.generate_joules for session in run_file.sessions)
+    joules_each = work.retrieve_joules / len(work.questions) + joules / answered if answered else 0.0
     size = generator.size_bytes()
     return {
         "duration_seconds": round(generating + work.retrieve_seconds, 3),
         "retrieve_seconds": round(work.retrieve_seconds, 3),
         "generate_seconds": round(generating, 3),
+        "timed_questions": answered,
         "load_seconds": round(sum(session.load_seconds for session in run_file.sessions), 3),
         "questions_per_second": round(answered / generating, 2) if generating else 0.0,
         "tokens_per_second": round(sum(s.new_tokens for s in run_file.sessions) / generating, 2) if generating else 0.0,
@@ -374,8 +383,8 @@ def _cost(work: CellWork, generator: Generator, run_file: RunFile, memory: Memor
         "retriever_index_size_mb": round(work.index_bytes / MIB, 2),
         **memory.peak_usage,
         **memory.utilization(),
-        "energy_joules": round(joules, 2),
-        "energy_joules_per_question": round(joules / len(work.questions), 4),
+        "energy_joules": round(joules + work.retrieve_joules, 2),
+        "energy_joules_per_question": round(joules_each, 4),
         "energy_load_joules": sum(session.load_joules for session in run_file.sessions),
         "energy_source": memory.energy_source(),
     }

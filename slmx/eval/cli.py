@@ -220,6 +220,7 @@ def compare(
         Path | None, typer.Option("--baseline", help="Compare all runs with this one, instead of each with each.")
     ] = None,
     to: Annotated[str, typer.Option("--to", help="FILE.csv for pairs, FILE.jsonl for questions; csv: to stdout.")] = "",
+    vocabulary: options.Vocabulary = None,
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -234,14 +235,17 @@ def compare(
     from slmx.eval.compare import compare_runs
 
     known = settings.load()
+    if to:
+        compare_table.check_target(to, overwrite=overwrite, as_json=console.manner.json)
     joined, comparison = compare_runs(
         runs,
         right_by=right_by,
         metrics=[name for names in metric or ["token_recall"] for name in names.split(",")],
+        vocabulary=vocabulary,
         baseline=baseline,
         seed=known.seed if seed is None else seed,
     )
-    if to == "csv":
+    if to == compare_table.CSV_TO_STDOUT:
         console.stream(compare_table.csv_lines(comparison), str)
         return
     if to:

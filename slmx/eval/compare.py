@@ -78,9 +78,10 @@ class Pair(Record, frozen=True, omit_defaults=False):
 class Reading(Record, frozen=True, omit_defaults=False):
     """What a model makes of one kind of context.
 
-    `retrieval_loss` is oracle minus this; `coverage` the share of questions whose passages hold an answer, and
-    `utilisation` the share answered right among those; `known` and `unknown` the share right among the questions that
-    the model answered right and wrong without context. None where the run that it takes is not there.
+    `retrieval_loss` is oracle minus this; `coverage` the share of questions whose passages hold an answer (as they
+    were retrieved, before any was cut to fit the prompt), and `utilisation` the share answered right among those;
+    `known` and `unknown` the share right among the questions that the model answered right and wrong without context.
+    None where the run that it takes is not there.
     """
 
     run: str
@@ -142,6 +143,7 @@ def compare_runs(
     *,
     right_by: str = "match",
     metrics: Sequence[str] = ("token_recall",),
+    vocabulary: Path | None = None,
     baseline: Path | None = None,
     seed: int = 0,
 ) -> tuple[Joined, Comparison]:
@@ -150,7 +152,7 @@ def compare_runs(
     `baseline` is one of the runs, by its path or its folder's name; it may stand among the paths or not.
 
     Raises:
-        UsageError: fewer than two runs, no such baseline, and what the others raise.
+        UsageError: fewer than two runs, no such baseline or several, and what the others raise.
     """
     runs, place = find_runs(paths), None
     if baseline is not None:
@@ -160,15 +162,21 @@ def compare_runs(
             f"A comparison needs two runs; {runs[0].path} is one.",
             hint="Name another one, or a folder above several: slmx eval compare outputs",
         )
-    joined = join(runs, right_by=right_by, metrics=metrics)
+    joined = join(runs, right_by=right_by, metrics=metrics, vocabulary=vocabulary)
     return joined, compare(joined, baseline=place, seed=seed)
 
 
 def _with_baseline(runs: list[Run], baseline: Path) -> tuple[list[Run], int]:
     """The runs with the baseline among them, and its place."""
     for place, run in enumerate(runs):
-        if run.path.resolve() == baseline.resolve() or run.name == str(baseline):
+        if run.path.resolve() == baseline.resolve():
             return runs, place
+    named = [place for place, run in enumerate(runs) if run.name == str(baseline)]
+    if len(named) > 1:
+        paths = ", ".join(str(runs[place].path) for place in named)
+        raise UsageError(f"{len(named)} of these runs are called {baseline}.", hint=f"Name one by its path: {paths}.")
+    if named:
+        return runs, named[0]
     if not baseline.exists():
         raise unknown_name("run among these", str(baseline), [run.name for run in runs])
     return [open_run(baseline), *runs], 0
@@ -227,7 +235,8 @@ def _pair(joined: Joined, places: tuple[int, int], tests: list[Test]) -> Pair:
     outcomes = [outcome for outcome in joined.outcomes(first, second) if outcome is not None]
     same = joined.same_answer(first, second)
     one, other = joined.runs[first], joined.runs[second]
-    with_and_without = _group(one) == _group(other) and (one.cell.context == "none") != (other.cell.context == "none")
+    same_model = group_of(one) == group_of(other)
+    with_and_without = same_model and (one.cell.context == "none") != (other.cell.context == "none")
     return Pair(
         first=joined.labels[first],
         second=joined.labels[second],
@@ -290,11 +299,11 @@ def decompose(joined: Joined, *, seed: int = 0) -> list[Decomposition]:
     """Knowledge, reading loss, retrieval loss and utilisation of every model that has more than one run."""
     groups: dict[str, list[int]] = {}
     for place, run in enumerate(joined.runs):
-        groups.setdefault(_group(run), []).append(place)
+        groups.setdefault(group_of(run), []).append(place)
     return [_decomposition(joined, places, seed) for places in groups.values() if len(places) > 1]
 
 
-def _group(run: Run) -> str:
+def group_of(run: Run) -> str:
     """Runs of one model: the same weights, template and generation settings, where run.json tells."""
     generator = run.configuration.get("generator")
     return hash_value(generator) if generator else run.cell.model
@@ -325,13 +334,6 @@ def _reading(joined: Joined, place: int, without: int | None, oracle: int | None
     context, right = joined.runs[place].cell.context, joined.right[place]
     covered = joined.covered[place]
     known = None if without is None else joined.right[without]
-
-    def share(given: Sequence[bool | None] | None, state: bool) -> Estimate | None:
-        """The share right among the questions for which `given` is `state`."""
-        if given is None or not any(value is not None for value in given):
-            return None
-        return _estimate([r for r, value in zip(right, given, strict=True) if value is state], seed)
-
     lost = None
     if oracle is not None and context == "retrieved":
         pairs = zip(joined.right[oracle], right, strict=True)
@@ -342,10 +344,25 @@ def _reading(joined: Joined, place: int, without: int | None, oracle: int | None
         right=_estimate(right, seed),
         retrieval_loss=lost,
         coverage=_estimate(covered, seed) if any(value is not None for value in covered) else None,
-        utilisation=share(covered, True),
-        known=share(known, True),
-        unknown=share(known, False),
+        utilisation=utilisation(joined, place, seed=seed),
+        known=None if known is None else _share(right, known, True, seed),
+        unknown=None if known is None else _share(right, known, False, seed),
     )
+
+
+def utilisation(joined: Joined, place: int, *, seed: int = 0) -> Estimate | None:
+    """The share of a run's answers that are right among the questions whose passages hold an answer.
+
+    None without context.
+    """
+    return _share(joined.right[place], joined.covered[place], True, seed)
+
+
+def _share(right: Sequence[bool | None], given: Sequence[bool | None], state: bool, seed: int) -> Estimate | None:
+    """The share right among the questions for which `given` is `state`; None where it is nowhere defined."""
+    if all(value is None for value in given):
+        return None
+    return _estimate([r for r, value in zip(right, given, strict=True) if value is state], seed)
 
 
 def _notes(joined: Joined) -> list[str]:
@@ -359,7 +376,7 @@ def _notes(joined: Joined) -> list[str]:
     kinds: dict[tuple[str, Context], list[str]] = {}
     for run, label in zip(joined.runs, joined.labels, strict=True):
         if run.cell.context != "retrieved":
-            kinds.setdefault((_group(run), run.cell.context), []).append(label)
+            kinds.setdefault((group_of(run), run.cell.context), []).append(label)
     for (_, context), same in kinds.items():
         if len(same) > 1:
             notes.append(f"{len(same)} runs of one model have the context {context}; losses are against {same[0]}.")

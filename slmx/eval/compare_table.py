@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmx.errors import RefusedError, UsageError
 from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Test
 from slmx.eval.join import Joined
+from slmx.eval.page.numbers import NONE, REAL, is_real, percent, points, span
 from slmx.files import write_bytes, write_jsonl
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SURE = 0.05
+CSV_TO_STDOUT = "csv"
+ENDINGS = (".csv", ".jsonl")
 SHOWN_PAIRS = 10  # of more, a terminal shows those whose runs differ in one respect
 COLUMNS = (
     *("first", "second", "n", "helped", "hurt", "both_right", "both_wrong", "same_answer", "ignored", "metric", "test"),
@@ -60,17 +63,12 @@ def _shown(comparison: Comparison) -> tuple[list[Pair], int]:
     return chosen, len(comparison.pairs) - len(chosen)
 
 
-def percent(share: float) -> str:
-    """A share as percent with one decimal."""
-    return f"{100 * share:.1f}".replace("-0.0", "0.0")
-
-
 def _cell(estimate: Estimate | None, n: int = 0, *, interval: bool = True) -> str:
     """A mean, its interval on a line of its own, and n on another where it is not that of the table."""
     if estimate is None or estimate.mean is None or estimate.low is None or estimate.high is None:
-        return "–"
+        return NONE
     lines = [percent(estimate.mean)]
-    lines += [f"{percent(estimate.low)}–{percent(estimate.high)}"] if interval else []
+    lines += [span(estimate.low, estimate.high)] if interval else []
     lines += [f"n={estimate.n}"] if estimate.n != n else []
     return "\n".join(lines)
 
@@ -99,12 +97,12 @@ def _decomposition(one: Decomposition, *, named: bool) -> RenderableType:
 def _modes(one: Decomposition, n: int, interval: bool) -> list[list[str]]:
     rows = []
     if one.knowledge is not None:
-        rows.append([str(one.without), _cell(one.knowledge, n, interval=interval), *["–"] * 5])
+        rows.append([str(one.without), _cell(one.knowledge, n, interval=interval), *[NONE] * 5])
     for reading in one.contexts:
         oracle = reading.run == one.oracle
         lost, stage = (one.reading_loss, "reading") if oracle else (reading.retrieval_loss, "retrieval")
         shares = [reading.right, reading.coverage, reading.utilisation, reading.known, reading.unknown]
-        told = "–" if lost is None else f"{stage}\n{_cell(lost, n, interval=interval)}"
+        told = NONE if lost is None else f"{stage}\n{_cell(lost, n, interval=interval)}"
         rows.append([reading.run, *(_cell(share, n, interval=interval) for share in shares), told])
     return rows
 
@@ -132,10 +130,12 @@ def _tests(metric: str, pairs: Sequence[Pair]) -> RenderableType | None:
         name = f"{pair.first} → {pair.second}"
         fewer = f"\nn={test.n}" if test.n != pair.n else ""  # k-precision and the like have no value for some
         means = [percent(test.first), percent(test.second)]
-        points, interval = _signed(test.difference), f"{_signed(test.low)} to {_signed(test.high)}"
-        least = "–" if test.smallest_difference is None else percent(test.smallest_difference)
-        wide.append([name, *means, f"{points}\n{interval}{fewer}", _p(test.p), _p(test.p_holm), least, verdict(test)])
-        narrow.append([name, *means, f"{points}{fewer}", _p(test.p_holm), least, verdict(test)])
+        difference, interval = points(test.difference), f"{points(test.low)} to {points(test.high)}"
+        least = percent(test.smallest_difference)
+        wide.append(
+            [name, *means, f"{difference}\n{interval}{fewer}", _p(test.p), _p(test.p_holm), least, verdict(test)]
+        )
+        narrow.append([name, *means, f"{difference}{fewer}", _p(test.p_holm), least, verdict(test)])
     how = "McNemar, exact" if tests[0][1].test == "mcnemar_exact" else "paired bootstrap"
     title = f"Is it more than chance? {metric} ({how}; Holm over {tests[0][1].family})"
     heads = ["from → to", "from", "to", "points", "p", "p Holm", "shows\nfrom", "verdict"]
@@ -147,14 +147,9 @@ def _tests(metric: str, pairs: Sequence[Pair]) -> RenderableType | None:
 
 def verdict(test: Test) -> str:
     """What a test says, in a word: judged by the adjusted p."""
-    if test.p_holm >= SURE:
+    if not is_real(test):
         return "not shown"
     return "more" if test.difference > 0 else "less"
-
-
-def _signed(share: float) -> str:
-    text = percent(share)
-    return text if text.startswith("-") or text == "0.0" else f"+{text}"
 
 
 def _p(p: float) -> str:
@@ -164,11 +159,37 @@ def _p(p: float) -> str:
 def _legend(comparison: Comparison) -> str:
     lines = [
         "helped: wrong → right; hurt: right → wrong; same answer: between no context and a context, it was ignored.",
-        "covered: the passages hold an answer. known, unknown: answered right, wrong without context.",
+        "covered: the passages retrieved hold an answer. known, unknown: answered right, wrong without context.",
         "lost in reading: 100 − oracle; in retrieval: oracle − this context.",
-        f"more, less: p Holm below {SURE}. shows from: the smallest difference that n questions show 4 times in 5.",
+        f"more, less: p Holm below {REAL}. shows from: the smallest difference that n questions show 4 times in 5,"
+        " before Holm's correction.",
     ]
     return "\n".join(lines if comparison.decompositions else [lines[0], lines[3]])
+
+
+def check_target(to: str, *, overwrite: bool = False, as_json: bool = False) -> None:
+    """Can a comparison be written there? To be asked before the runs are read.
+
+    Args:
+        to: a file's name, or "csv" for stdout.
+        overwrite: may a file be replaced?
+        as_json: is stdout taken for JSON?
+
+    Raises:
+        UsageError: an ending that says no form, or CSV and JSON both for stdout.
+        RefusedError: the file is there, and `overwrite` is false.
+    """
+    if to == CSV_TO_STDOUT:
+        if as_json:
+            hint = "Give --to FILE.csv, or leave one of the two out."
+            raise UsageError("--json and --to csv both want stdout.", hint=hint)
+        return
+    path = Path(to)
+    if path.suffix.lower() not in ENDINGS:
+        hint = f"--to FILE ends with {' or '.join(ENDINGS)}; --to {CSV_TO_STDOUT} writes to stdout."
+        raise UsageError(f"{path} has an ending that says no form.", hint=hint)
+    if path.exists() and not overwrite:
+        raise RefusedError(f"{path} exists.", hint="Give --overwrite to replace it, or another name.")
 
 
 def write(path: Path, joined: Joined, comparison: Comparison, *, overwrite: bool = False) -> None:
@@ -177,7 +198,7 @@ def write(path: Path, joined: Joined, comparison: Comparison, *, overwrite: bool
     Raises:
         RefusedError: the file is there, and `overwrite` is false.
     """
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         write_jsonl(path, question_rows(joined), overwrite=overwrite)
     else:
         write_bytes(path, "".join(f"{line}\r\n" for line in csv_lines(comparison)).encode(), overwrite=overwrite)

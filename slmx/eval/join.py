@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from slmx.errors import RefusedError, UsageError
 from slmx.eval.grades import stored_grades
-from slmx.eval.metrics import METRICS, Grade
+from slmx.eval.metrics import METRICS, Grade, check_metrics
 from slmx.eval.results import RETRIEVAL_VERSIONS, score_all
 from slmx.eval.runs import Run, labels
 from slmx.records import Prediction
@@ -19,7 +20,6 @@ from slmx.registry import unknown_name
 from slmx.text import words
 
 Outcome = Literal["helped", "hurt", "both_right", "both_wrong"]
-OUTCOMES: tuple[Outcome, ...] = ("helped", "hurt", "both_right", "both_wrong")
 RIGHT_BY = ("match", "em", "judge")
 DEFAULT_METRICS = ("match", "token_recall")
 NAMED = 3  # how many ids a refusal names
@@ -30,8 +30,9 @@ class Joined:
     """Runs over the same questions, in the dataset's order; inner lists have one element a question.
 
     `right` tells whether the answer counts as right; it is None in all runs where it is undefined in one (no gold
-    answer, no grade of the judge), so that all have the same questions. `covered` tells whether the passages given hold
-    an answer, None without context. `said` are the answers. `values` are metrics by name.
+    answer, no grade of the judge), so that all have the same questions. `covered` tells whether the passages hold an
+    answer as they were retrieved, before any was cut to fit the prompt; None without context. `said` are the answers.
+    `values` are metrics by name.
     """
 
     runs: Sequence[Run]
@@ -65,16 +66,24 @@ def outcome(first: bool | None, second: bool | None) -> Outcome | None:
     return "helped" if second else "both_wrong"
 
 
-def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str] = DEFAULT_METRICS) -> Joined:
+def join(
+    runs: Sequence[Run],
+    *,
+    right_by: str = "match",
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    vocabulary: Path | None = None,
+) -> Joined:
     """Put finished runs side by side, question by question.
 
     Args:
         runs: as `find_runs` gives them.
         right_by: match, em, or judge (`judge:MODEL` where several have graded).
         metrics: further metrics wanted in `values`.
+        vocabulary: BERT's, for `token_recall@bert` alone.
 
     Raises:
-        UsageError: no run, an unfinished one, an unknown metric, or answers that no judge graded.
+        UsageError: no run, an unfinished one, an unknown metric or one without its vocabulary, or answers that no
+            judge graded.
         RefusedError: the runs are not over the same questions with the same golds, dataset and normaliser.
     """
     kind, _, judge = right_by.partition(":")
@@ -85,9 +94,9 @@ def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str]
     for name in names:
         if name not in METRICS and name not in RETRIEVAL_VERSIONS and name != column_of_right:
             raise unknown_name("metric", name, [*METRICS, *RETRIEVAL_VERSIONS])
+    scored = check_metrics((name for name in names if name in METRICS), vocabulary=vocabulary)
     _check_finished(runs)
     _check_datasets(runs)
-    scored = [name for name in names if name in METRICS]
     texts = any(METRICS[name].needs == "context" for name in scored)
     first: list[Prediction] = []
     said, right, covered = [], [], []
@@ -98,7 +107,7 @@ def join(runs: Sequence[Run], *, right_by: str = "match", metrics: Iterable[str]
             _check_ids(run, predictions)
             first = predictions
         predictions = _aligned(runs[0], first, run, predictions)
-        rows = score_all(predictions, scored)
+        rows = score_all(predictions, scored, vocabulary=vocabulary)
         if kind == "judge":
             grades = stored_grades(run, predictions, judge)
             rows = [{**row, **_judged(grade)} for row, grade in zip(rows, grades, strict=True)]

@@ -221,6 +221,7 @@ def _ask(
             f"Stopped while {judge.model} was grading {run.name}; its replies are saved.", hint=again
         ) from None
     finally:
+        jobs.close()
         pool.close()
     return failed
 

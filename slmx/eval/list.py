@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmx.errors import RefusedError, SlmxError, UsageError
+from slmx.errors import SlmxError, UsageError
 from slmx.eval.cell import RUN_FILE, read_run_file
-from slmx.eval.journal import NAME as JOURNAL, locked
+from slmx.eval.journal import NAME as JOURNAL
 from slmx.eval.plan import Cell
 from slmx.eval.runs import Run, open_run
+from slmx.files import read_json
 from slmx.records import Record
 
 if TYPE_CHECKING:
@@ -66,8 +68,10 @@ def list_runs(folders: Iterable[Path], *, now: datetime | None = None) -> Listin
     runs, unreadable = [], []
     for folder in dict.fromkeys(path.parent for root in roots for path in sorted(root.rglob(RUN_FILE))):
         try:
-            if read_run_file(folder) is not None:  # the folder of a training has a run.json of another kind
+            if read_run_file(folder) is not None:
                 runs.append(open_run(folder))
+            elif _is_ours(folder / RUN_FILE):
+                unreadable.append(f"{folder / RUN_FILE} is not as this version of slmx writes it.")
         except SlmxError as error:
             unreadable.append(error.what)
     runs.sort(key=lambda run: run.run_file.created if run.run_file else "")
@@ -85,6 +89,12 @@ def list_runs(folders: Iterable[Path], *, now: datetime | None = None) -> Listin
         ],
         unreadable=unreadable,
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Was a run.json that is not understood written by an evaluation? Other programs have files of this name, too."""
+    content = read_json(path)
+    return isinstance(content, dict) and {"identity", "configuration"} <= content.keys()
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -141,16 +151,22 @@ def _listed(run: Run, settings: dict[str, Any], now: datetime) -> Listed:
 
 
 def _progress(folder: Path) -> tuple[str, int]:
-    """Is somebody at an unfinished run, and how many answers does its journal hold?"""
+    """Is somebody at an unfinished run, and how many answers does its journal hold?
+
+    The journal is only read, and the lock that is tried is the shared one: a look must not need the right to write,
+    nor be in the way of another look.
+    """
     try:
-        with locked(folder):
+        stream = (folder / JOURNAL).open("rb")
+    except (FileNotFoundError, PermissionError):
+        return "unfinished", 0
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_UN)  # before the lines are counted: a run may want to go on
             state = "unfinished"
-    except RefusedError:
-        state = "running"
-    journal = folder / JOURNAL
-    if not journal.is_file():
-        return state, 0
-    with journal.open("rb") as stream:
+        except OSError:  # as `open_locked` takes it
+            state = "running"
         return state, sum(1 for _ in stream)
 
 

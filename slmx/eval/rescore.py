@@ -163,7 +163,8 @@ def _results(
     gone = {*run.results.get("n", {}), "judge", "rescored"}
     kept = {name: value for name, value in run.results.items() if name not in gone}
     versions = grades.versions if grades else {}
-    told = {"preset": asked.preset, "normaliser": "" if asked.normaliser == BY_QUESTION else asked.normaliser}
+    replaced = asked.normaliser or run.normaliser  # none asked for: that of an earlier rescoring still holds
+    told = {"preset": asked.preset, "normaliser": "" if replaced == BY_QUESTION else replaced}
     fresh = results_record(predictions, rows, seed=asked.seed, cost={}, dataset={}, versions=versions)
     kept = {name: value for name, value in kept.items() if name not in fresh}
     return {**fresh, **kept, "rescored": told, **({"judge": grades.report} if grades else {})}

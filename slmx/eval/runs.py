@@ -205,10 +205,13 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     return list(found.values())
 
 
-def order(run: Run) -> tuple[str, str, int, str, int, str]:
-    """The place of a run among others, as a key to sort by."""
+def order(run: Run) -> tuple[str, int, str, int, str, str]:
+    """The place of a run among others, as a key to sort by: no context stands before all passages of its model.
+
+    The dataset comes late, since one dataset may go by two names.
+    """
     cell = run.cell
-    return cell.dataset, cell.model, _RANK[cell.context], cell.retriever, cell.k, run.name
+    return cell.model, _RANK[cell.context], cell.retriever, cell.k, cell.dataset, run.name
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

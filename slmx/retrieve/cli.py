@@ -142,8 +142,9 @@ def mine(
         float | None, typer.Option("--margin", help="A negative scores below the positive by more than this.")
     ] = None,
     relative_margin: Annotated[
-        float, typer.Option("--relative-margin", help="The same as a share of the positive's score.")
-    ] = 0.05,
+        float | None,
+        typer.Option("--relative-margin", help="The same as a share of the positive's score.", show_default="0.05"),
+    ] = None,
     any_score: Annotated[
         bool, typer.Option("--any-score", help="No margin: also what scores above the positive, or if it is not found.")
     ] = False,
@@ -167,10 +168,13 @@ def mine(
     Example: `slmx retrieve mine scifact --retriever dense --negatives 4 --to scifact-mined`
     """
     from slmx import console, settings
+    from slmx.errors import UsageError
     from slmx.retrieve.mine import mine as work, render
     from slmx.retrieve.negatives import MineOptions
     from slmx.signals import stopping
 
+    if any_score and not (margin is None and relative_margin is None):
+        raise UsageError("--any-score takes what a margin would leave out.", hint="Give --any-score or a margin.")
     known = settings.load_with_hub_token()
     asked = MineOptions(
         source=source,
@@ -184,8 +188,8 @@ def mine(
         k=k,
         negatives=negatives,
         skip=skip,
-        margin=None if any_score else margin,
-        relative_margin=None if any_score else relative_margin,
+        margin=margin,
+        relative_margin=None if any_score else 0.05 if relative_margin is None else relative_margin,
         max_score=inf if max_score is None else max_score,
         min_score=-inf if min_score is None else min_score,
         pick=pick,

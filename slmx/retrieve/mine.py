@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MADE_BY = "retrieve mine"
 FILE = "mined.jsonl"
-VERSION = 1
+VERSION = 2
 BATCH = 256  # pairs that are searched and written together; fixed, since in bf16 a vector can depend on its batch
 
 
@@ -68,6 +68,7 @@ class _Source:
     form: str
     how: Reading
     corpus: Corpus
+    same_ids: bool = True  # are the pairs' ids those of the corpus?
 
     def examples(self) -> Iterator[Example]:
         """The pairs; both texts are there."""
@@ -103,7 +104,7 @@ def mine(options: MineOptions, *, stop: Stop, listen: Listener = nobody) -> Mine
         listen(Notice(f"{options.to} is finished; nothing was done."))
         return msgspec.convert({**known, "folder": str(options.to)}, Mined)
     texts = open_texts(source.corpus, options.cache_dir, watched)
-    miner = Miner(options, retriever, teacher, texts, Positives(source.examples()))
+    miner = Miner(options, retriever, teacher, texts, Positives(source.examples()), same_ids=source.same_ids)
     with making(options.to, MADE_BY, identity) as made:
         _work(miner, source, made, stop, listen)
         counts = _count(made)
@@ -171,6 +172,8 @@ def _open_source(options: MineOptions, listen: Listener) -> _Source:
     if not path.exists():
         path = locate(options.source, options.data_dir)[1]
     form = detect(path) if options.form == "auto" else options.form
+    if options.form == "auto" and form == CROPPED and (path / "qrels" / f"{options.split}.tsv").is_file():
+        form = "beir"  # told apart by its train marks, which it may lack
     get(form)
     if form == CROPPED:
         raise UsageError(
@@ -184,7 +187,7 @@ def _open_source(options: MineOptions, listen: Listener) -> _Source:
     corpus = open_dataset(named, data_dir=options.data_dir, cache_dir=options.cache_dir, listen=listen)
     if not corpus.has_passages:
         raise UsageError(f"{corpus.name} has no passages to search.", hint="Name a folder with documents.")
-    return _Source(path, form, how, corpus)
+    return _Source(path, form, how, corpus, same_ids=corpus.folder.resolve() == path.resolve())
 
 
 def _open_teacher(options: MineOptions, listen: Listener) -> CrossEncoder | None:

@@ -3,7 +3,8 @@
 For each pair the retriever ranks the corpus; from its first k passages those are taken as negatives, best first, that
 no rule takes out. The rules, in this order:
 
-- known positive: the passage is marked for this question, has the text of one that is, or the question's own id;
+- known positive: the passage is marked for this question, has the text of one that is, or the question's own id; in a
+  corpus other than the source, whose ids are others, the text alone decides;
 - same as query: its text is the question's;
 - there twice: a passage with the same text stands above it;
 - skipped ranks: the first `skip` of those that are left, among which unmarked answers are most likely;
@@ -98,9 +99,9 @@ class Positives:
                 keys.add(key_of("id", example.positive_id))
 
     def has(self, query_key: int, passage_id: str, text_key: int) -> bool:
-        """Is the passage known to answer the question, by its id or by its text?"""
+        """Is the passage known to answer the question, by its id (unless that is empty) or by its text?"""
         known = self._known[query_key]
-        return text_key in known or key_of("id", passage_id) in known
+        return text_key in known or (bool(passage_id) and key_of("id", passage_id) in known)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,11 @@ class _Candidate:
 
 
 class Miner:
-    """Finds the negatives of some pairs; what it finds depends on them and the options alone."""
+    """Finds the negatives of some pairs; what it finds depends on them and the options alone.
+
+    Args:
+        same_ids: whether the pairs name passages as the corpus does; else equal ids mean nothing, and texts decide.
+    """
 
     def __init__(
         self,
@@ -121,8 +126,11 @@ class Miner:
         teacher: CrossEncoder | None,
         texts: Texts,
         positives: Positives,
+        *,
+        same_ids: bool = True,
     ) -> None:
         self.options, self.positives = options, positives
+        self._same_ids = same_ids
         self._retriever, self._teacher, self._texts = retriever, teacher, texts
 
     def mine(self, examples: Sequence[Example]) -> list[MinedPair]:
@@ -164,9 +172,10 @@ class Miner:
             place = self._texts.place(hit.passage_id)
             assert place is not None  # retriever and texts are of one corpus
             text = self._texts.key(place)
-            if own is None and (text == positive or hit.passage_id == example.positive_id):
+            own_id = hit.passage_id if self._same_ids else ""
+            if own is None and (text == positive or (own_id and own_id == example.positive_id)):
                 own = hit.score
-            if hit.passage_id == example.query_id or self.positives.has(query, hit.passage_id, text):
+            if (own_id and own_id == example.query_id) or self.positives.has(query, own_id, text):
                 left_out["known positive"] += 1
             elif text == query:
                 left_out["same as query"] += 1

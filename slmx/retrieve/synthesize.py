@@ -29,12 +29,14 @@ from slmx.data.forms.example import ABOUT
 from slmx.data.forms.making import About, finished
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Listener, Notice, Progress, nobody
-from slmx.files import check_place, key_of, whole_folder, write_json, write_jsonl
+from slmx.files import check_place, hash_value, key_of, whole_folder, write_json, write_jsonl
+from slmx.models import encoders
 from slmx.presets import QueryPreset
 from slmx.records import Question, Record
 from slmx.registry import unknown_name
 from slmx.retrieve.opening import open_retriever
 from slmx.retrieve.queries import MADE_BY, SynthesizeOptions, Writer, Written
+from slmx.retrieve.retrievers import INDEXED, RETRIEVERS, find_preset
 from slmx.signals import Stop
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def synthesize(options: SynthesizeOptions, *, stop: Stop, listen: Listener = nob
     if not corpus.has_passages:
         raise UsageError(f"{corpus.name} has no documents to ask about.", hint="Name a folder or file with documents.")
     writer = Writer(options, preset, corpus, listen)
-    wanted = _identity(options, writer)
+    wanted = _identity(options, writer, listen)
     known = finished(options.to, MADE_BY, wanted, overwrite=options.overwrite)
     if known is not None:
         listen(Notice(f"{options.to} is finished; nothing was done."))
@@ -215,16 +217,26 @@ def _rows(kept: Sequence[Written], corpus: Dataset) -> Iterator[Synthetic]:
             query = next(waiting, None)
 
 
-def _identity(options: SynthesizeOptions, writer: Writer) -> dict[str, Any]:
+def _identity(options: SynthesizeOptions, writer: Writer, listen: Listener) -> dict[str, Any]:
     """All that the folder depends on."""
     filters = {
         "min_log_prob": options.min_log_prob,
         "round_trip": options.round_trip,
-        "retriever": options.retriever if options.round_trip else "",
+        "retriever": hash_value(_retriever(options.retriever, listen)) if options.round_trip else "",
         "keep": options.keep,
     }
     shown = content(options.examples) if options.examples is not None else ""
     return {**writer.identity(), **filters, "examples": shown}
+
+
+def _retriever(name: str, listen: Listener) -> dict[str, Any]:
+    """What a retriever is, by content: its preset, and the model of it or of each of its parts."""
+    if name in RETRIEVERS.names() and name not in ("oracle", *INDEXED):
+        return {"name": name}  # of another package
+    preset = find_preset(name)[1]
+    model = encoders.content(encoders.resolve(preset.model, preset.package, listen=listen)) if preset.model else {}
+    told = preset.model_dump(exclude={"model", "package", "parts", "aliases", "about"})
+    return {**told, "content": model, "parts": [_retriever(part, listen) for part in preset.parts]}
 
 
 def _of(log_prob: float | None) -> float:

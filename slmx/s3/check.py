@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from slmx.pool import Pool, Stopped, outcomes
 from slmx.records import Record
 from slmx.s3.objects import Remote
 from slmx.s3.plan import Filter, Side, local_files, remote_files
+from slmx.s3.preview import one_line
 from slmx.s3.store import Store
 from slmx.s3.verify import remote_sha256, same_content
 from slmx.signals import Stop
@@ -62,9 +64,10 @@ def check(
         return _same(store, ours[name], theirs[name], stop, read)
 
     try:
-        for number, (name, future) in enumerate(outcomes(pool, both, same, stop=stop), 1):
-            listen(Progress("check", number, len(both), "files"))
-            yield _compared(name, future.result)
+        with closing(outcomes(pool, both, same, stop=stop)) as compared:
+            for number, (name, future) in enumerate(compared, 1):
+                listen(Progress("check", number, len(both), "files"))
+                yield _compared(name, future.result)
     except Stopped:
         raise stop.error("Stopped; not all files were compared.", hint="The same command starts anew.") from None
     finally:
@@ -75,9 +78,8 @@ def render(rows: Sequence[Compared]) -> RenderableType:
     """One line a name that is not the same, and a line that counts."""
     from rich.text import Text
 
-    lines = [
-        f"{row.symbol} {row.name}" + (f"  ({row.error})" if row.error else "") for row in rows if row.symbol != "="
-    ]
+    told = (row for row in rows if row.symbol != "=")
+    lines = [one_line(f"{row.symbol} {row.name}" + (f"  ({row.error})" if row.error else "")) for row in told]
     return Text("\n".join([*lines, count(rows)]))
 
 

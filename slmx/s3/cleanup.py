@@ -13,6 +13,7 @@ from slmx.errors import UsageError
 from slmx.records import Record
 from slmx.s3.client import target
 from slmx.s3.plan import TEMPORARY
+from slmx.s3.preview import one_line
 from slmx.s3.problems import told_apart
 from slmx.s3.store import Store
 
@@ -60,7 +61,8 @@ def render(rows: Sequence[Leftover]) -> RenderableType:
 
     if not rows:
         return Text("Nothing is left behind.")
-    cells = [[row.kind, row.where, row.since, "removed" if row.removed else "would be removed"] for row in rows]
+    did = {True: "removed", False: "would be removed"}
+    cells = [[row.kind, one_line(row.where), row.since, did[row.removed]] for row in rows]
     return table("", ["what", "where", "since", ""], cells, left=4)
 
 

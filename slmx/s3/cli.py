@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from slmx.s3.transfer import Moved, Options
 
 app = Group("s3", "Files and buckets.")
-Mode = Annotated[str, typer.Option("--mode", help="nq, simple_qa, both, or custom (--s3-key, --include).")]
+Mode = Annotated[str, typer.Option("--mode", help="nq, simple_qa, both, or custom (--local-file, --s3-key).")]
 LocalFile = Annotated[
     Path | None, typer.Option("--local-file", help="Of custom: a file, or a folder.", show_default="the data folder")
 ]

@@ -28,10 +28,10 @@ class Request:
         mode: nq, simple_qa, both, or custom.
         data_dir: the local side of known files, and where a download goes without `local`.
         bucket: "" for that of the settings.
-        prefix: before every key.
+        prefix: before every key: "" or a folder's, with / at its end.
         local: of custom: the file, or the folder with `key` ending in a slash or absent.
         key: of custom: the object's key (behind the prefix).
-        wanted: of custom: patterns.
+        wanted: patterns over names, wherever there are several files to choose among.
     """
 
     mode: str
@@ -47,7 +47,7 @@ def download(store: Store, asked: Request, options: Options) -> Iterator[Moved]:
     """Find what was asked for, then move it.
 
     Raises:
-        UsageError: it was not said what to download.
+        UsageError: it was not said what to download, or by options that do not go together.
         SlmxError: nothing was found; told apart: an empty bucket, nothing under the prefix, no such key.
         and what download_all raises.
     """
@@ -71,6 +71,31 @@ def download(store: Store, asked: Request, options: Options) -> Iterator[Moved]:
     yield from download_all(store, jobs, options)
 
 
+def known_files(asked: Request) -> list[known.Known]:
+    """The files of a mode that fit the patterns.
+
+    Raises:
+        UsageError: no such mode, nothing of it fits, or an option of custom was given with it.
+    """
+    files = [file for mode in known.modes(asked.mode) for file in known.files_of(mode)]
+    if asked.local is not None or asked.key:
+        given = "--local-file" if asked.local is not None else "--s3-key"
+        hint = f"Leave out {given} (--data-dir and --prefix name other places), or --mode."
+        raise UsageError(f"{given} does not go with --mode {asked.mode}, whose files have their names.", hint=hint)
+    fit = [file for file in files if asked.wanted.takes(file.name)]
+    if not fit:
+        hint = f"There are: {', '.join(file.name for file in files)}."
+        raise UsageError(f"No file of mode {asked.mode} fits {asked.wanted}.", hint=hint)
+    return fit
+
+
+def nothing_to_choose(asked: Request, what: str) -> None:
+    """UsageError where patterns were given with a single file."""
+    if asked.wanted.include or asked.wanted.exclude:
+        hint = "Leave them out, or name a folder."
+        raise UsageError(f"--include and --exclude choose among several files, and {what} is one.", hint=hint)
+
+
 def find(store: Store, bucket: str, keys: Sequence[str]) -> Remote | None:
     """The first of these keys that exists, in the bucket, then in the one called `datasets`; None without any."""
     for place in dict.fromkeys([bucket, SHARED_BUCKET]):
@@ -92,16 +117,12 @@ def nothing_found(store: Store, bucket: str, prefix: str, wanted: Filter) -> Slm
         return SlmxError(f"The bucket {bucket} is empty.", hint="Check --bucket; `slmx s3 test` lists the buckets.")
     if prefix and next(store.list(bucket, prefix), None) is None:
         return SlmxError(f"There is nothing under s3://{bucket}/{prefix}", hint="`slmx s3 browse` shows what there is.")
-    patterns = ", ".join([*wanted.include, *(f"not {pattern}" for pattern in wanted.exclude)])
-    return SlmxError(
-        f"Nothing under s3://{bucket}/{prefix} fits {patterns}.", hint="Quote patterns: --include '*.json'."
-    )
+    return SlmxError(f"Nothing under s3://{bucket}/{prefix} fits {wanted}.", hint="Quote patterns: --include '*.json'.")
 
 
 def _known(store: Store, asked: Request, bucket: str, options: Options) -> list[Job]:
-    files = [file for mode in known.modes(asked.mode) for file in known.files_of(mode)]
     jobs, missing = [], []
-    for file in files:
+    for file in known_files(asked):
         remote = find(store, bucket, file.keys(asked.prefix))
         if remote is None:
             missing.append(file.name)
@@ -119,6 +140,7 @@ def _known(store: Store, asked: Request, bucket: str, options: Options) -> list[
 
 
 def _single(store: Store, asked: Request, bucket: str) -> Job:
+    nothing_to_choose(asked, f"the key {asked.key}")
     key = asked.prefix + asked.key
     remote = find(store, bucket, [key])
     if remote is None:

@@ -47,7 +47,7 @@ def fetch(
     same bytes came, is taken for no MD5 (encrypted buckets have such): then nothing is claimed ("unverified").
 
     Args:
-        pool: threads for the pieces of a large object.
+        pool: threads for the pieces of a large object; a small one is read without them.
         moved: told the bytes that arrived, as they do.
 
     Raises:
@@ -93,8 +93,10 @@ def _receive(
     """Write the pieces, hash them on the way, and compare with what the server keeps of the object."""
     digest, seen = sha256(), remote
     for content, found in pieces:
-        # Both let other threads run: a large piece is hashed while it is written.
-        hashed = pool.submit(lambda content=content: digest.update(content)) if len(content) > SMALL else None  # type: ignore[misc]
+        # Both let other threads run: a large piece is hashed while it is written. What was listed as small is read in
+        # a thread of the pool, which must not wait for another one of it, even where the object has grown since.
+        aside = min(len(content), remote.size) > SMALL
+        hashed = pool.submit(lambda content=content: digest.update(content)) if aside else None  # type: ignore[misc]
         out.write(content)
         if hashed is None:
             digest.update(content)

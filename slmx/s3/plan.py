@@ -33,6 +33,9 @@ class Filter:
         """Is this name wanted?"""
         return (not self.include or _fits(name, self.include)) and not _fits(name, self.exclude)
 
+    def __str__(self) -> str:
+        return ", ".join([*self.include, *(f"not {pattern}" for pattern in self.exclude)])
+
 
 EVERYTHING = Filter()
 
@@ -133,7 +136,10 @@ def download_jobs(found: Iterable[tuple[str, Remote]], folder: Folder) -> tuple[
 
 def upload_job(name: str, path: Path, bucket: str, key: str, there: Remote | None) -> Job:
     """A job for a file: `there` is the object under its key now."""
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError:  # gone since it was listed: at its turn it fails alone, and says why
+        size = 0
     return Job(name, path, there or Remote(bucket, key, size, ""), exists=there is not None, moves=size)
 
 

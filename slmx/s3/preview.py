@@ -5,18 +5,19 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import unicodedata
+import re
 import zlib
 from typing import Any
 
 import msgspec
 
+from slmx import console
 from slmx.s3.problems import Target, told_apart
 
 FIRST = 16 * 1024
 CELL = 40  # characters of a CSV cell that are shown
 # Characters that reorder or hide text: a file name or a line could pose as another one.
-HIDDEN = {*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF}
+HIDDEN = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 def first_bytes(client: Any, bucket: str, key: str, size: int, limit: int = FIRST) -> bytes:
@@ -58,17 +59,12 @@ def readable(key: str, content: bytes, size: int) -> str:
 
 def harmless(text: str) -> str:
     """Control characters and those that reorder or hide text, written out; line ends and tabs stay."""
-    text = text.replace("\r\n", "\n")
-    return "".join(c if c in "\n\t" or not _steers(c) else f"\\x{ord(c):02x}" for c in text)
+    return HIDDEN.sub(console.written_out, console.harmless(text))
 
 
 def one_line(text: str) -> str:
     """The same for a name, which has one line."""
     return harmless(text).replace("\n", "\\x0a").replace("\t", "\\x09")
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or ord(character) in HIDDEN
 
 
 def _json(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slmx.errors import PartlyDone, SlmxError
 from slmx.s3.listing import human_size
+from slmx.s3.preview import one_line
 from slmx.s3.transfer import Moved
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def render(rows: Sequence[Moved]) -> RenderableType:
 
     told = [row for row in rows if row.action != "same"]
     told.sort(key=lambda row: (row.action != "failed", row.verified != "unverified"))
-    cells = [[r.name, r.action, r.verified, r.error, human_size(r.size)] for r in told[:MOST_ROWS]]
+    cells = [[one_line(r.name), r.action, r.verified, one_line(r.error), human_size(r.size)] for r in told[:MOST_ROWS]]
     more = [Text(f"… and {len(told) - MOST_ROWS} more")] if len(told) > MOST_ROWS else []
     shown = [table("", ["file", "action", "verified by", "error", "size"], cells, left=4)] if cells else []
     return Group(*shown, *more, Text(count(rows)))

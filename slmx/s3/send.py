@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ MOST_PARTS = 10_000
 TRIES = 3  # of a whole object that arrives damaged
 RESENT: frozenset[Kind] = PASSING | {"damaged"}  # failures after which the same request is sent again
 IN_MEMORY = WINDOW * PIECE
+PROBE = b"Written by slmx to see whether the server keeps conditions. It may be deleted.\n"
 
 Atomic = Literal["yes", "no", "unknown", ""]
 
@@ -42,14 +44,18 @@ class Sent:
 
 @dataclass(frozen=True)
 class Upload:
-    """One upload: from where to where, under which condition, and who is told."""
+    """One upload: from where to where, under which condition, and who is told.
+
+    `pool` has threads for the parts. It is None where a thread of a pool calls: to wait there for others of the same
+    pool could be for ever, so should the file prove to be large, its parts get a pool of their own.
+    """
 
     store: Store
     path: Path
     bucket: str
     key: str
     overwrite: bool
-    pool: Pool
+    pool: Pool | None
     stop: Stop
     moved: Callable[[int], None]
 
@@ -93,15 +99,25 @@ def send(upload: Upload) -> Sent:
     )
 
 
-def keeps_conditions(upload: Upload) -> bool:
-    """Does the server refuse a second write under If-None-Match? Asked with the small file that was just written."""
-    content = upload.path.read_bytes()
-    metadata = {clients.SHA256_KEY: sha256(content).hexdigest()}
+def keeps_conditions(upload: Upload) -> Literal["yes", "no"]:
+    """Does the server refuse a second write under If-None-Match? Asked with an object of its own beside the upload's.
+
+    On the uploaded object the question would be a write that nobody verifies, over what others may have put there.
+
+    Raises:
+        S3Error: it could not be found out, or what was written for it could not be taken away.
+    """
+    beside = replace(upload, key=f"{upload.key[: upload.key.rfind('/') + 1]}.slmx-test-{uuid.uuid4().hex}")
     try:
-        upload.ask("put_object", Body=content, Metadata=metadata, IfNoneMatch="*")
+        beside.ask("put_object", Body=PROBE)
+        beside.ask("put_object", Body=PROBE, IfNoneMatch="*")
     except S3Error as problem:
-        return problem.kind == "precondition"
-    return False
+        if problem.kind not in ("precondition", "unsupported"):
+            raise
+        return "yes" if problem.kind == "precondition" else "no"
+    finally:
+        beside.ask("delete_object")
+    return "no"
 
 
 def _send_small(upload: Upload, overwrite: bool) -> tuple[str, Remote, bool, Atomic]:
@@ -146,6 +162,7 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
     waiting: deque[tuple[int, Future[tuple[bytes, str, bool]]]] = deque()
     done: list[tuple[bytes, str]] = []
     compared, read, number = True, sha256(), 0
+    pool = upload.pool or Pool(at_most)
     try:
         with upload.path.open("rb") as stream:
             while True:
@@ -153,7 +170,7 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
                     number += 1
                     read.update(content)
                     job = _part_job(upload, opened, number, content)
-                    waiting.append((len(content), upload.pool.submit(job)))
+                    waiting.append((len(content), pool.submit(job)))
                     del content, job  # the queue alone holds the bytes
                 if not waiting:
                     break
@@ -169,6 +186,8 @@ def _send_parts(upload: Upload, opened: str, size: int, digest: str) -> tuple[li
                 upload.moved(length)
     finally:
         settle([future for _, future in waiting])  # a part that lands after the abort would stay
+        if pool is not upload.pool:
+            pool.close()
     if read.hexdigest() != digest:
         raise SlmxError(f"{upload.path} changed while it was read.", hint="Run the command again when it is finished.")
     return done, compared

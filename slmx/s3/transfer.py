@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -119,19 +120,31 @@ def upload_all(store: Store, jobs: Sequence[Job], options: Options) -> Iterator[
     yield from _Transfer(store, options, "upload").run(jobs)
 
 
+class _Ending(Stop):
+    """Asked as soon as somebody asks the command to stop, or when the run ends before its last file."""
+
+    def __init__(self, outer: Stop) -> None:
+        super().__init__()
+        self._outer, self.over = outer, False
+
+    @property
+    def asked(self) -> bool:
+        return self.over or self._outer.asked
+
+
 class _Transfer:
     """One run: compares, refuses or moves, counts."""
 
     def __init__(self, store: Store, options: Options, direction: Literal["upload", "download"]) -> None:
         self.store, self.options, self.direction = store, options, direction
-        self.stop = options.stop
+        self.stop = _Ending(options.stop)
         self.pool = Pool(store.s3.concurrency)
         self._lock = threading.Lock()
         self._files = self._bytes = self._all_files = self._all_bytes = 0
         self._lost_in_a_row = 0
         self._told: set[str] = set()
         self._condition_lock = threading.Lock()
-        self._keeps_conditions: bool | None = None
+        self._keeps_conditions: Atomic = ""
         self._began = time.monotonic()
         self._last_told = 0.0
 
@@ -156,23 +169,25 @@ class _Transfer:
                 done += row.action != "failed"
                 yield row
         except Stopped:
-            raise self.stop.error(
+            raise self.options.stop.error(
                 f"Stopped: {done} of {len(jobs)} files are done, and nothing unfinished is left behind.",
                 hint="The same command goes on: what is there already is skipped.",
             ) from None
         finally:
+            self.stop.over = True
             self.pool.close()
 
     def _compare(self, jobs: Sequence[Job]) -> Iterator[Moved | Job]:
         """A Job for what has to be moved, a Moved for what has not or cannot."""
         yield from (job for job in jobs if not job.exists)
         there = [job for job in jobs if job.exists]
-        for number, (job, future) in enumerate(outcomes(self.pool, there, self._same, stop=self.stop), 1):
-            self.options.listen(Progress("compare", number, len(there), "files"))
-            try:
-                yield self._row(job, "same") if future.result() else replace(job, action="replaced")
-            except (SlmxError, OSError) as error:
-                yield self._failed(job, error)
+        with closing(outcomes(self.pool, there, self._same, stop=self.stop)) as compared:
+            for number, (job, future) in enumerate(compared, 1):
+                self.options.listen(Progress("compare", number, len(there), "files"))
+                try:
+                    yield self._row(job, "same") if future.result() else replace(job, action="replaced")
+                except (SlmxError, OSError) as error:
+                    yield self._failed(job, error)
 
     def _same(self, job: Job) -> bool:
         if job.path.is_dir():
@@ -197,8 +212,9 @@ class _Transfer:
         """Small files side by side; then large ones one by one, each with several pieces on their way."""
         one = self._fetch if self.direction == "download" else self._send
         small = [job for job in todo if job.size <= SMALL]
-        for job, future in outcomes(self.pool, small, one, stop=self.stop):
-            yield self._finished(job, future.result)
+        with closing(outcomes(self.pool, small, one, stop=self.stop)) as moved:
+            for job, future in moved:
+                yield self._finished(job, future.result)
         for job in todo:
             if job.size > SMALL:
                 if self.stop.asked:
@@ -220,13 +236,12 @@ class _Transfer:
         """The row of a file that failed; raised instead where it would be true of every further file."""
         kind = error.kind if isinstance(error, S3Error) else None
         self._lost_in_a_row = self._lost_in_a_row + 1 if kind in GONE else 0
-        if kind in HOPELESS or self._lost_in_a_row >= GIVE_UP:
-            raise error
-        if isinstance(error, OSError):
-            error = _explained(error, job)
-            if error.code == REFUSED:
-                raise error
-        return self._row(job, "failed", error=error.what)
+        known = _explained(error, job) if isinstance(error, OSError) else error
+        full = known is not error and known.code == REFUSED
+        if kind in HOPELESS or self._lost_in_a_row >= GIVE_UP or full:
+            self.stop.over = True  # nobody waits for the tries of those on their way
+            raise known
+        return self._row(job, "failed", error=known.what)
 
     def _fetch(self, job: Job) -> Moved:
         began = time.monotonic()
@@ -244,9 +259,8 @@ class _Transfer:
     def _send(self, job: Job) -> Moved:
         began = time.monotonic()
         remote, overwrite = job.remote, job.action == "replaced"
-        upload = Upload(
-            self.store, job.path, remote.bucket, remote.key, overwrite, self.pool, self.stop, self._counter(job)
-        )
+        pool = None if job.size <= SMALL else self.pool
+        upload = Upload(self.store, job.path, remote.bucket, remote.key, overwrite, pool, self.stop, self._counter(job))
         sent = send(upload)
         atomic = sent.atomic
         if atomic == "unknown" and job.size <= SMALL:
@@ -257,9 +271,14 @@ class _Transfer:
     def _condition(self, upload: Upload) -> Atomic:
         """Asked once a run: the server's answer to a condition that cannot hold."""
         with self._condition_lock:
-            if self._keeps_conditions is None:
-                self._keeps_conditions = keeps_conditions(upload)
-        return "yes" if self._keeps_conditions else "no"
+            if not self._keeps_conditions:
+                try:
+                    self._keeps_conditions = keeps_conditions(upload)
+                except S3Error as problem:
+                    self._keeps_conditions = "unknown"
+                    said = f"Whether this server keeps to If-None-Match could not be found out: {problem.what}"
+                    self._notice("unknown", said)
+        return self._keeps_conditions
 
     def _tell(self, atomic: Atomic, job: Job) -> None:
         text = {
@@ -267,9 +286,14 @@ class _Transfer:
             "unknown": f"{job.name}: that nobody else writes this key at the same moment is not certain; no server "
             "promises it for multipart uploads.",
         }.get(atomic)
+        if text:
+            self._notice(atomic, text)
+
+    def _notice(self, about: str, text: str) -> None:
+        """Said once a run."""
         with self._lock:
-            if text and atomic not in self._told:
-                self._told.add(atomic)
+            if about not in self._told:
+                self._told.add(about)
                 self.options.listen(Notice(text))
 
     def _counter(self, job: Job) -> Callable[[int], None]:

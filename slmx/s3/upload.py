@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
-from slmx.s3 import known
 from slmx.s3.client import data_bucket
-from slmx.s3.download import Request
+from slmx.s3.download import Request, known_files, nothing_to_choose
 from slmx.s3.plan import local_files, upload_job, upload_jobs
 from slmx.s3.store import Store
 from slmx.s3.transfer import Job, Moved, Options, upload_all
@@ -18,7 +17,7 @@ def upload(store: Store, asked: Request, options: Options) -> Iterator[Moved]:
     """Find what was asked for, then move it.
 
     Raises:
-        UsageError: it was not said what to upload.
+        UsageError: it was not said what to upload, or by options that do not go together.
         SlmxError: there is no such file.
         and what upload_all raises.
     """
@@ -29,7 +28,7 @@ def upload(store: Store, asked: Request, options: Options) -> Iterator[Moved]:
 
 def _known(store: Store, asked: Request, bucket: str, options: Options) -> list[Job]:
     jobs, missing = [], []
-    for file in (file for mode in known.modes(asked.mode) for file in known.files_of(mode)):
+    for file in known_files(asked):
         path, key = file.local(asked.data_dir), asked.prefix + file.name
         if path.is_file():
             jobs.append(upload_job(file.name, path, bucket, key, store.look(bucket, key)))
@@ -60,6 +59,7 @@ def _custom(store: Store, asked: Request, bucket: str) -> list[Job]:
         return upload_jobs(found, store, bucket, prefix)
     if not asked.local.is_file():
         raise SlmxError(f"There is no file {asked.local}.", hint="Check the path; relative paths start here.")
+    nothing_to_choose(asked, str(asked.local))
     key = asked.prefix + (asked.key or asked.local.name)
     if key.endswith("/"):
         key += asked.local.name

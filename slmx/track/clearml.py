@@ -8,15 +8,21 @@ could not be sent becomes an offline session in the run's folder, with the comma
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -30,7 +36,8 @@ PATIENCE_SECONDS = 3.0  # a wait that is not worth a word
 STALLED_SECONDS = 15.0  # without a sign of life, the sender is taken to hang
 OFFLINE_SECONDS = 120.0  # for writing sessions to the disk
 MAX_SPOOL = 256 << 20
-MASK = b"********"
+MASK = "********"
+PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]+@")  # in an address
 ROOT = str(Path(__file__).parents[2])  # so that the sender is of the same slmx
 START = f"import sys; sys.path.insert(0, {ROOT!r}); from slmx.track.clearml_sender import main; main()"
 IMPORT = "clearml-task --import-offline-session"
@@ -55,6 +62,7 @@ class ClearML:
         self._out: IO[bytes] | None = None
         self._sender: Sender | None = None
         self._offline = options.offline
+        self._lost = False
         self._full = False
 
     def start(self, run: TrackedRun) -> None:
@@ -121,7 +129,7 @@ class ClearML:
         try:
             seconds = OFFLINE_SECONDS if offline else self._options.wait_seconds
             if not self._sender.wait(min(PATIENCE_SECONDS, seconds)):
-                self._listen(Notice(f"Waiting for ClearML, at most {seconds:.0f} s; Ctrl-C leaves."))
+                self._notify(f"Waiting for ClearML, at most {seconds:.0f} s; Ctrl-C leaves.")
                 self._sender.wait(seconds)
             self._hear()
             if not offline and self._unsent():
@@ -131,9 +139,9 @@ class ClearML:
                 self._hear()
         finally:
             self._sender.end()
-        if lost := self._unsent():
+        if (lost := self._unsent()) and not self._lost:
             kept = ", ".join(str(run.folder / SPOOL) for run in lost)
-            self._listen(Notice(f"ClearML got nothing of these reports, which are kept: {kept}", "warning"))
+            self._notify(f"ClearML got nothing of these reports, which are kept: {kept}", "warning")
 
     def _begin(self) -> None:
         first = self._runs[0].folder
@@ -142,41 +150,54 @@ class ClearML:
             self._sender.take(run.folder)
 
     def _go_offline(self, why: str) -> None:
-        """Once a command: from here on everything goes to offline sessions."""
+        """From here on everything goes to offline sessions."""
         assert self._sender is not None
         self._sender.end()
         self._offline = True
         server = self._options.environment.get("CLEARML_API_HOST", "the server of clearml.conf")
-        self._listen(
-            Notice(f"ClearML ({server}): {why}. The run goes on; its session is kept in the run's folder.", "warning")
+        self._notify(f"ClearML ({server}): {why}. The run goes on; its session is kept in the run's folder.", "warning")
+        self._begin()  # with its stdin open: the next run may come
+
+    def _give_up(self, why: str) -> None:
+        """Offline sessions cannot be written either, and another sender would fare no better."""
+        assert self._sender is not None
+        self._sender.end()
+        self._lost = True
+        self._notify(
+            f"ClearML: no session could be written ({why}). The run goes on; its reports are kept as they are, in "
+            f"{SPOOL} of its folder.",
+            "warning",
         )
-        self._begin()
-        if self._out is None:
-            self._sender.no_more()
 
     def _unsent(self) -> list[Run]:
         return [run for run in self._runs if not run.sent]
 
     def _hear(self) -> None:
         """What the sender said since the last time; here, so that listeners are called by the run's own thread."""
-        if self._sender is None:
+        if self._sender is None or self._lost:
             return
         for said in self._sender.said():
             match said:
                 case {"away": why}:
-                    self._go_offline(str(why))
+                    (self._give_up if self._offline else self._go_offline)(str(why))
                     return
                 case {"page": page}:
-                    self._listen(Notice(f"ClearML: {page}"))
+                    self._notify(f"ClearML: {page}")
                 case {"done": folder, **rest}:
                     for run in self._runs:
                         if str(run.folder.absolute()) == folder:
                             run.sent = True
                             (run.folder / SPOOL).unlink(missing_ok=True)
                     if session := rest.get("session"):
-                        self._listen(Notice(f"ClearML session kept; send it later: {IMPORT} {session}"))
+                        self._notify(f"ClearML session kept; send it later: {IMPORT} {session}")
                 case {"trouble": what}:
-                    self._listen(Notice(f"ClearML: {what}", "warning"))
+                    self._notify(f"ClearML: {what}", "warning")
+
+    def _notify(self, text: str, level: Literal["note", "warning"] = "note") -> None:
+        """Without secrets: the library's errors and a server's address may hold one."""
+        for secret in self._options.secrets:
+            text = text.replace(secret, MASK)
+        self._listen(Notice(PASSWORD.sub(rf"\1:{MASK}@", text), level))
 
     def _close_file(self, status: Status) -> None:
         if self._out is not None:
@@ -189,14 +210,12 @@ class ClearML:
             return
         line = msgspec.json.encode({"report": report, "time": time.time(), **content}, enc_hook=str)
         for secret in self._masked:
-            line = line.replace(secret, MASK)
+            line = line.replace(secret, MASK.encode())
         run = self._runs[-1]
         if run.bytes + len(line) > MAX_SPOOL and report != "close":
             if not self._full:
                 self._full = True
-                self._listen(
-                    Notice(f"ClearML: reports of more than {MAX_SPOOL >> 20} MiB a run are left out", "warning")
-                )
+                self._notify(f"ClearML: reports of more than {MAX_SPOOL >> 20} MiB a run are left out", "warning")
             return
         run.bytes += len(line) + 1
         self._out.write(line + b"\n")
@@ -208,6 +227,7 @@ class Sender:
     def __init__(self, log: Path, environment: Mapping[str, str], *, offline: bool) -> None:
         self._said: deque[dict[str, Any]] = deque(maxlen=1000)
         self._alive = time.monotonic()
+        self._cache = tempfile.mkdtemp(prefix="slmx-clearml-")
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", START],  # -P: what lies in the current folder is not imported
@@ -218,7 +238,7 @@ class Sender:
             )
         self._listener = threading.Thread(target=self._listen, name="clearml", daemon=True)
         self._listener.start()
-        self._tell({"environment": dict(environment), "offline": offline})
+        self._tell({"environment": dict(environment), "offline": offline, "cache": self._cache})
 
     def take(self, folder: Path) -> None:
         """Send this run."""
@@ -246,28 +266,30 @@ class Sender:
         """Until it ends; not longer than `seconds`, and not when it shows no sign of life. Did it end?"""
         self.no_more()
         begin = time.monotonic()
-        while self._listener.is_alive():
+        while self._listener.is_alive() or self._process.poll() is None:
             now = time.monotonic()
             if now - begin > seconds or now - self._alive > STALLED_SECONDS:
                 return False
-            self._listener.join(0.05)
-        self._process.wait()
+            time.sleep(0.05)
         return True
 
     def end(self) -> None:
-        """Make sure that it is gone."""
-        if self._process.poll() is None:
-            self._process.kill()
+        """Make sure that it is gone, with what it started and its files; wait for that, but not for ever."""
+        if self._process.poll() is None or self._listener.is_alive():  # else its number may be another's by now
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self.no_more()
-        self._process.wait()
-        self._listener.join()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_SECONDS)
+        self._listener.join(PATIENCE_SECONDS)
+        shutil.rmtree(self._cache, ignore_errors=True)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(msgspec.json.encode(message) + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: of a closed pipe, after end()
             return  # it died; said() tells
 
     def _listen(self) -> None:

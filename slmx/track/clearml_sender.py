@@ -1,8 +1,8 @@
 """The process behind slmx.track.clearml: reads reports and hands them to ClearML's library.
 
-It takes JSON lines on stdin: first `environment` and `offline`, then a `folder` for each run; the end of stdin means
-that no more will come, even when the run itself was killed. It answers on stdout: signs of life, a run's page, what is
-done, and `away` before it ends without having sent everything.
+It takes JSON lines on stdin: first `environment`, `offline` and a `cache` folder for the library, then a `folder` for
+each run; the end of stdin means that no more will come, even when the run itself was killed. It answers on stdout:
+signs of life, a run's page, what is done, and `away` before it ends without having sent everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,8 +65,8 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        with _cache_folder(), _signs_of_life(say, asked["offline"]):
-            sending = Sending(say, offline=asked["offline"])
+        with _cache_folder(asked["cache"]), _signs_of_life(say, asked["offline"]):
+            sending = Sending(say, asked["environment"], offline=asked["offline"])
             while folder := folders.get():
                 sending.run(Path(folder), over)
     except Away as away:
@@ -102,10 +101,13 @@ def _take_stdout() -> Any:
 
 
 @contextmanager
-def _cache_folder() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="slmx-clearml-") as folder:
-        os.environ["CLEARML_CACHE_DIR"] = folder
+def _cache_folder(folder: str) -> Iterator[None]:
+    """Whoever started us removes it, too; but the run may have been killed, and so may we."""
+    os.environ["CLEARML_CACHE_DIR"] = folder
+    try:
         yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -150,17 +152,19 @@ def _answers(host: str) -> bool:
 class Sending:
     """Runs as ClearML's tasks, one after the other."""
 
-    def __init__(self, say: Any, *, offline: bool) -> None:
+    def __init__(self, say: Any, environment: Mapping[str, str], *, offline: bool) -> None:
         from clearml import Task
         from clearml.config import config_obj
 
         self._say, self._offline, self._task_class = say, offline, Task
         overrides: dict[str, Any] = {"sdk": {"development": DEVELOPMENT}}
         self._bucket = ""
-        if bucket := _bucket():
+        if bucket := _bucket(environment):
             self._bucket = bucket.pop("uri")
             there = config_obj.get("sdk.aws.s3.credentials", [])
             overrides["sdk"]["aws"] = {"s3": {"credentials": [bucket, *map(dict, there)]}}
+            if bucket["host"]:  # other servers than AWS's refuse boto3's trailing checksums, with 411
+                os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         config_obj.set_overrides(overrides)
         if offline:
             Task.set_offline(True)
@@ -222,22 +226,27 @@ class Sending:
         self._say(done)
 
 
-def _bucket() -> dict[str, Any]:
-    """The bucket of the settings as ClearML's library wants it; empty where none is set."""
-    bucket = os.environ.get("CLEARML_S3_BUCKET", "")
+def _bucket(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The bucket of the settings as ClearML's library wants it; empty where none is set.
+
+    Not of this process's environment: a session token there may belong to other keys.
+    """
+    bucket = environment.get("CLEARML_S3_BUCKET", "")
     if not bucket:
         return {}
-    endpoint = urlsplit(os.environ.get("CLEARML_S3_ENDPOINT", ""))
+    endpoint = urlsplit(environment.get("CLEARML_S3_ENDPOINT", ""))
     secure = endpoint.scheme != "http"
     host = endpoint.netloc and f"{endpoint.hostname}:{endpoint.port or (443 if secure else 80)}"
-    verify = os.environ.get("CLEARML_S3_VERIFY_SSL", "true").lower() not in ("false", "0", "no")
+    asked = environment.get("CLEARML_S3_VERIFY_SSL", "True")  # or False, or the path of a CA bundle
+    verify = {"True": environment.get("AWS_CA_BUNDLE") or True, "False": False}.get(asked, asked)
     return {
         "uri": f"s3://{host}/{bucket}" if host else f"s3://{bucket}",
         "bucket": bucket,
         "host": host,
-        "key": os.environ.get("CLEARML_S3_ACCESS_KEY", ""),
-        "secret": os.environ.get("CLEARML_S3_SECRET_KEY", ""),
-        "region": os.environ.get("CLEARML_S3_REGION", ""),
+        "key": environment.get("CLEARML_S3_ACCESS_KEY", ""),
+        "secret": environment.get("CLEARML_S3_SECRET_KEY", ""),
+        "token": environment.get("AWS_SESSION_TOKEN", ""),
+        "region": environment.get("CLEARML_S3_REGION", ""),
         "secure": secure,
         "verify": verify,
         "multipart": False,

@@ -20,7 +20,8 @@ class TensorBoard:
     """A Tracker. Tables, examples and log lines become texts; figures and artifacts stay in the run's folder."""
 
     def __init__(self, options: TrackOptions, _listen: Listener) -> None:
-        self._secrets = options.secrets
+        in_json = [msgspec.json.encode(secret)[1:-1].decode() for secret in options.secrets]
+        self._secrets = sorted({*in_json, *options.secrets}, key=len, reverse=True)
         self._writer: Any = None
         self._lines: list[str] = []
         self._step = 0
@@ -52,7 +53,8 @@ class TensorBoard:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A Markdown table."""
         lines = [columns, ["---"] * len(columns), *rows]
-        self._text(name, "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines))
+        masked = [[self._masked(str(value)) for value in line] for line in lines]  # before anything is escaped
+        self._text(name, "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in masked))
 
     def figure(self, name: str, figure: Mapping[str, Any]) -> None:
         """TensorBoard draws its own curves; nothing is written."""
@@ -84,9 +86,13 @@ class TensorBoard:
     def _text(self, name: str, text: str) -> None:
         from tensorboard.plugins.text.summary_v2 import text_pb
 
+        self._add(text_pb(name, self._masked(text)), self._step)
+
+    def _masked(self, text: str) -> str:
+        """Without secrets, as they are or as JSON writes them."""
         for secret in self._secrets:
             text = text.replace(secret, "********")
-        self._add(text_pb(name, text), self._step)
+        return text
 
     def _add(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -94,7 +100,7 @@ class TensorBoard:
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: str) -> str:
     """A value inside a Markdown table: one line, no bar, no HTML."""
-    text = " ".join(str(value).split())
+    text = " ".join(value.split())
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self
 
+from slmx.errors import UsageError
 from slmx.train.gradients import Piece, cut
 from slmx.train.losses import Batch, make_batch
 from slmx.train.pairs import Pair, TrainSet
@@ -53,13 +54,24 @@ class Batches:
         self._pool = ThreadPoolExecutor(max(1, workers), "batches")
         self._ahead, self._last = workers, last
         self._waiting: deque[Future[Ready]] = deque()
+        self._too_few: UsageError | None = None
         self.state = sampler.state
 
     def next(self) -> Ready:
-        """The batch of the next step; `state` is then where a run that goes on must begin."""
-        while len(self._waiting) <= self._ahead and self._sampler.state.step < self._last:
-            drawn = self._sampler.next()
+        """The batch of the next step; `state` is then where a run that goes on must begin.
+
+        Raises:
+            UsageError: the datasets have too few different texts for it.
+        """
+        while len(self._waiting) <= self._ahead and self._sampler.state.step < self._last and not self._too_few:
+            try:
+                drawn = self._sampler.next()
+            except UsageError as error:  # of a batch ahead: those before it are whole
+                self._too_few = error
+                break
             self._waiting.append(self._pool.submit(self._make, drawn, self._sampler.state))
+        if self._too_few and not self._waiting:
+            raise self._too_few
         ready = self._waiting.popleft().result()
         self.state = ready.state
         return ready

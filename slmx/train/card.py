@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slmx import __version__
-from slmx.files import write_bytes, write_json
+from slmx.files import atomic_write, write_bytes, write_json
 from slmx.retrieve.trained import TRAINING_IDS
+from slmx.train import checkpoints
 from slmx.train.pairs import TrainSet
-from slmx.train.plan import Planned, TrainOptions
+from slmx.train.plan import Planned
+from slmx.train.retriever_options import TrainOptions
 
 
 def write_model(planned: Planned, checkpoint: Path, step: int, scores: Mapping[str, float]) -> None:
-    """Put the model of a checkpoint and its card into the save folder; weights come last: it loads, or is absent.
+    """Put the model of a checkpoint and its card into the save folder.
+
+    Weights come last: a folder that loads says what it was trained on.
 
     Args:
         checkpoint: the folder with `model/`.
         scores: nDCG@10 of each validation set at that step, 0 to 1.
+
+    Raises:
+        SlmxError: the checkpoint is not there, or damaged.
     """
-    save_dir, made = planned.options.save_dir, checkpoint / "model"
-    files = sorted((file for file in made.rglob("*") if file.is_file()), key=lambda file: file.suffix == ".safetensors")
-    for file in files:
-        target = save_dir / file.relative_to(made)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
-        shutil.copyfile(file, temporary)
-        temporary.replace(target)
+    checkpoints.check(checkpoint)
+    save_dir, made = planned.options.save_dir, checkpoint / checkpoints.MODEL
+    files = [file for file in made.rglob("*") if file.is_file()]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    _copy([file for file in files if file not in weights], made, save_dir)
     write_json(save_dir / TRAINING_IDS, {one.name: training_ids(one) for one in planned.sets})
     write_bytes(save_dir / "README.md", card(planned, step, scores).encode())
+    _copy(weights, made, save_dir)
+
+
+def _copy(files: Sequence[Path], source: Path, to: Path) -> None:
+    for file in files:
+        with file.open("rb") as stream, atomic_write(to / file.relative_to(source)) as out:
+            shutil.copyfileobj(stream, out)
 
 
 def training_ids(one: TrainSet) -> list[str]:
-    """The ids of a set's queries, each once; for crops those of the documents. Nothing where the source has no ids."""
-    ids = (example.query_id or ("" if example.query else example.positive_id) for example in one.examples())
-    return list(dict.fromkeys(own for own in ids if own))
+    """The ids of a set's queries, each once; none where the source has none, and for crops, which nobody asked."""
+    return list(dict.fromkeys(example.query_id for example in one.examples() if example.query_id))
 
 
 def _more(options: TrainOptions) -> list[str]:
@@ -48,6 +60,11 @@ def _more(options: TrainOptions) -> list[str]:
         f"{100 * options.start_share:g} % of the weights are those from before training.": options.start_share,
     }
     return [line for line, asked in told.items() if asked]
+
+
+def _public(command: str) -> str:
+    """A command without the folders of this machine: of a whole path the name is left."""
+    return shlex.join(re.sub(r"(^|=)[/~].*/(?=.)", r"\1", word) for word in shlex.split(command))
 
 
 def card(planned: Planned, step: int, scores: Mapping[str, float]) -> str:
@@ -82,7 +99,7 @@ def card(planned: Planned, step: int, scores: Mapping[str, float]) -> str:
         *([f"{len(planned.leaks)} validation queries stood in the training data."] if planned.leaks else []),
         "",
         "```console",
-        f"$ {options.command}",
+        f"$ {_public(options.command) if options.push_to_hub else options.command}",
         "```",
     ]
     return "\n".join(lines) + "\n"

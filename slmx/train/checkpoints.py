@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+VALIDATING = ".validate-"  # how the folder begins of a model that is being validated
 OPTIMIZER = "optimizer.safetensors"
 MODEL = "model"
 WEIGHTS = "weights.safetensors"  # in place of a model: those of slmx.train.loop
@@ -135,7 +136,13 @@ def read(path: Path) -> RunState:
 def read_state(path: Path, kind: type[S]) -> S:
     """The state of a checkpoint, of whatever kind of training; SlmxError as `check`."""
     check(path)
-    return msgspec.convert(read_json(path / STATE), kind)
+    try:
+        return msgspec.convert(read_json(path / STATE), kind)
+    except msgspec.ValidationError as error:
+        raise SlmxError(
+            f"{path / STATE} is of another version of slmx, or of another kind of training: {error}.",
+            hint="Begin anew in another --save-dir.",
+        ) from None
 
 
 def check(path: Path) -> None:
@@ -167,7 +174,17 @@ def all_of(save_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; what was not written to its end is not among them."""
     folder = save_dir / "checkpoints"
     whole = (path for path in folder.glob("step_*") if (path / MANIFEST).is_file())
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted((path for path in whole if _step(path).isdecimal()), key=lambda path: int(_step(path)))
+
+
+def _step(path: Path) -> str:
+    return path.name.removeprefix("step_")
+
+
+def clear(save_dir: Path) -> None:
+    """Remove what a killed run left half made: checkpoints, and models that were being validated."""
+    for left in (*save_dir.glob("checkpoints/.step_*"), *save_dir.glob(f"{VALIDATING}*")):
+        shutil.rmtree(left)
 
 
 def prune(save_dir: Path, keep: int, but: Sequence[int]) -> None:

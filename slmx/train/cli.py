@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,8 @@ from slmx.train import cli_lm
 
 if TYPE_CHECKING:
     from slmx.track.trackers import TrackOptions
-    from slmx.train.plan import TrainOptions
     from slmx.train.ranks import Ranks
+    from slmx.train.retriever_options import TrainOptions
 
 app = Group("train", "Pairs in, weights out.")
 
@@ -80,10 +81,17 @@ def retriever(
     warmup: options.Warmup = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0, help="Of AdamW, on matrices.")] = 0.01,
     max_query_length: Annotated[
-        int | None, typer.Option("--max-query-length", min=3, help="Tokens.", show_default="the model's")
+        int | None,
+        typer.Option("--max-query-length", min=3, help="Tokens that are read in training.", show_default="the model's"),
     ] = None,
     max_passage_length: Annotated[
-        int | None, typer.Option("--max-passage-length", min=3, help="Tokens.", show_default="the model's")
+        int | None,
+        typer.Option(
+            "--max-passage-length",
+            min=3,
+            help="Tokens that are read in training.",
+            show_default="the model's",
+        ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
@@ -135,7 +143,7 @@ def retriever(
     Example: `slmx train retriever --data-dirs scifact pairs --weights 1,2 --steps 200 --save-dir mine`
     """
     from slmx import settings
-    from slmx.train.plan import TrainOptions, parse_dims, parse_prompts, parse_weights
+    from slmx.train.retriever_options import TrainOptions, parse_dims, parse_prompts, parse_weights
 
     known = settings.load_with_hub_token()
     before = parse_prompts(prompts or [])
@@ -187,7 +195,7 @@ def retriever(
         resume=resume,
         overwrite=overwrite,
         seed=known.seed if seed is None else seed,
-        command=" ".join(["slmx", *sys.argv[1:]]),
+        command=shlex.join(["slmx", *sys.argv[1:]]),
     )
     if dry_run:
         _show_plan(asked)
@@ -228,7 +236,7 @@ def _train(asked: TrainOptions, joined: Ranks, track: TrackOptions) -> None:
     if told:
         console.show(render_plan(planned.plan))
     with (
-        stopping() as stop,
+        stopping(console.note) if joined.main else stopping() as stop,
         console.listening() as listen,
         open_trackers(track if joined.main else TrackOptions(), listen) as trackers,
     ):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from slmx.data.forms.example import CROPPED
 from slmx.errors import RefusedError, UsageError
+from slmx.files import read_json
 from slmx.models.encoders import content
 from slmx.train import checkpoints
-from slmx.train.plan import Planned, TrainOptions
+from slmx.train.plan import Planned
+from slmx.train.retriever_options import TrainOptions
 
-RUN_FILE = "training.json"
-# What may differ between a run and its resumption: none of it changes a weight.
+RUN_FILE = "run.json"
+# What may differ between a run and its resumption: none of it changes a weight, or its content stands beside it.
 NOT_IDENTITY = (
     *("save_dir", "data_dir", "cache_dir", "data_dirs", "model", "guide", "keep", "resume", "overwrite", "command"),
-    *("num_workers", "device", "bf16", "fp16", "push_to_hub"),
+    *("num_workers", "device", "bf16", "fp16", "push_to_hub", "dataset", "words", "overlap"),
 )
 
 
@@ -38,6 +41,10 @@ def identity(planned: Planned, *, device: str, dtype: str, piece_tokens: int) ->
         "model_content": content(planned.folder),
         "guide_content": content(planned.guide) if planned.guide else None,
         "data_content": [[one.form, one.content] for one in planned.sets],
+        # Where a document is cut depends on them.
+        "names_of_cropped_folders": [one.name for one in planned.sets if one.form == CROPPED],
+        # They choose the checkpoint, and what is held out.
+        "val_content": [one.content for one in planned.val_sets],
     }
 
 
@@ -62,25 +69,49 @@ class Asked(Protocol):
     def overwrite(self) -> bool: ...  # noqa: D102
 
 
-def prepare(options: Asked) -> Path | None:
+def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
     """Make the save folder; the checkpoint to go on from, or None for a new run.
 
+    Args:
+        sources: what the run is made from: models and data. They are never removed to make room for it.
+
     Raises:
-        UsageError: there is nothing to go on from.
+        UsageError: there is nothing to go on from, or the options contradict each other.
         RefusedError: the folder holds something that was not to be replaced.
     """
     folder = options.save_dir
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite begins anew.", hint="Give one of them.")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; a training needs a folder.", hint="Give another --save-dir.")
     filled = folder.is_dir() and any(folder.iterdir())
     if options.resume:
         found = checkpoints.latest(folder)
         if found is None:
             raise UsageError(f"There is no checkpoint in {folder}.", hint="Leave out --resume to begin.")
+        checkpoints.clear(folder)
         return found
     if filled and not options.overwrite:
         raise RefusedError(f"{folder} is not empty.", hint="--resume goes on with it, --overwrite begins anew.")
     if filled:
-        if not (folder / RUN_FILE).is_file():
+        if not _is_training(folder):
             raise RefusedError(f"{folder} holds no training run; it is not replaced.", hint="Give another --save-dir.")
+        _keep(sources, folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return None
+
+
+def _is_training(folder: Path) -> bool:
+    """Does a folder hold a training? An evaluation has a file of the same name, and no plan in it."""
+    said = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
+    return isinstance(said, dict) and "plan" in said
+
+
+def _keep(sources: Iterable[Path], folder: Path) -> None:
+    """RefusedError where a source is the folder that is to be removed, or lies in it."""
+    for source in sources:
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise RefusedError(
+                f"--overwrite would remove {source}, which this run is made from.", hint="Give another --save-dir."
+            )

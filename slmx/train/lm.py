@@ -140,6 +140,7 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
         rate=settled.rate,
         from_checkpoint=" (--init-from takes the weights of a checkpoint)",
         configuration={"command": options.command, "plan": plan, "settled": settled},
+        sources=tuple(one for one in (options.data, options.init_from) if one is not None),
     )
     return task, made
 

@@ -133,7 +133,7 @@ class _Loop:
     def __init__(self, task: Task, options: LoopOptions, ranks: Ranks, listen: Listener) -> None:
         self.task, self.options, self.ranks, self.listen = task, options, ranks, listen
         self.trackers = NO_TRACKERS
-        resumed = ranks.once(lambda: folder.prepare(options))
+        resumed = ranks.once(lambda: folder.prepare(options, options.sources))
         self.model = parallel.spread(task.model, options.strategy, ranks)
         self.named = [(name, one) for name, one in parallel.bare(self.model).named_parameters() if one.requires_grad]
         self.optimizers = optim.optimizers_for(

@@ -51,6 +51,7 @@ class LoopOptions:
     `optimizer` to `floor`: see slmx.train.optim. `clip` cuts the gradient's norm. `patience`: so many steps in a row
     whose loss or gradient is no number are skipped, then the run stops. `flops_per_token` and `rate` (operations a
     second of the chip) give MFU. `from_checkpoint` says how a new run begins with a checkpoint, where the command can.
+    `sources`: the models and data that the run is made from.
     """
 
     save_dir: Path
@@ -81,6 +82,7 @@ class LoopOptions:
     log: str = "training.log"
     from_checkpoint: str = ""
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
 
 
 def check(asked: CausalOptions, backends: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 2  # of the cached form; raised when the same folder would give other rows
+VERSION = 3  # of the cached form; raised when the same folder would give other rows
 ROWS = 4096  # examples a block of the Arrow file
 SHOWN = 3  # examples of a problem that a warning names
 
@@ -166,9 +167,16 @@ def open_sets(
     cropping.check()
     sets: list[TrainSet] = []
     for folder, form, plain in zip(folders, found, names or [f.resolve().name for f in folders], strict=True):
-        same = sum(known.name == plain or known.name.startswith(f"{plain}-") for known in sets)
-        sets.append(_open(folder, form, f"{plain}-{same + 1}" if same else plain, cache_dir, cropping, listen))
+        name = _new_name(plain, [known.name for known in sets])
+        sets.append(_open(folder, form, name, cache_dir, cropping, listen))
     return sets
+
+
+def _new_name(plain: str, known: Sequence[str]) -> str:
+    """The name, or with a number where one like it is known: the next after their count that is free."""
+    same = sum(name == plain or name.startswith(f"{plain}-") for name in known)
+    names = chain([plain] if not same else [], (f"{plain}-{number}" for number in count(same + 1)))
+    return next(name for name in names if name not in known)
 
 
 def _open(folder: Path, form: str, name: str, cache_dir: Path, cropping: Cropping, listen: Listener) -> TrainSet:
@@ -185,10 +193,10 @@ def _open(folder: Path, form: str, name: str, cache_dir: Path, cropping: Croppin
     keys = [_column(file, place) for place in (1, 2)]
     negatives, scored = (int(_column(file, place).sum()) for place in (3, 4))
     rows = np.arange(len(keys[0]))
-    left_out = {what: count for what, count in facts.items() if count}
+    left_out = {what: number for what, number in facts.items() if number}
     opened = TrainSet(name, form, content, keys[0], keys[1], rows, negatives, scored, left_out, cropping, file)
-    for what, count in left_out.items():
-        listen(Notice(f"{name}: {count} pairs left out ({what}).", "warning"))
+    for what, number in left_out.items():
+        listen(Notice(f"{name}: {number} pairs left out ({what}).", "warning"))
     return opened
 
 

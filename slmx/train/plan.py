@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from slmx.data.crop import Cropping
 from slmx.errors import UsageError
 from slmx.events import Listener, Notice, nobody
 from slmx.records import Record
 from slmx.train.pairs import Leak, TrainSet, find_leaks, known_positives, open_sets
+from slmx.train.retriever_options import TrainOptions
 from slmx.train.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -24,70 +21,8 @@ if TYPE_CHECKING:
     from slmx.train.validation import ValSet
 
 SAMPLE = 200  # pairs a dataset whose words are counted for the table
+TRIED = 500  # batches that are drawn before training
 BYTES_A_WEIGHT = 16  # fp32 weight and gradient, and AdamW's two moments
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the command line asks for; the defaults are those of the command.
-
-    `steps` and `epochs` are two ways to say how long; neither: one epoch. `warmup` below 1 is a share of the steps.
-    `scale` None: 20 for cosine similarity, 1 for dot product. `mini_batch_tokens` None: what fits the device.
-    `val_check_interval` None: a tenth of the steps, at least 10. `average` and `start_share`: see
-    `slmx.train.update.Update`.
-    Without `data_dirs`, the part for training of `dataset` serves, cut into passages by `words` and `overlap`.
-    `hold_out` is the share of the validation split's questions that judge and are kept out of training; 0: all of them
-    judge, and none is kept out.
-    """
-
-    data_dirs: tuple[Path, ...]
-    save_dir: Path
-    data_dir: Path
-    cache_dir: Path
-    model: str = "dense"
-    forms: tuple[str, ...] = ()
-    dataset: str = "nq"
-    words: int = 100
-    overlap: int = 0
-    crop: str = "spans"
-    crop_min_words: int = 10
-    crop_max_words: int = 0
-    weights: tuple[float, ...] = ()
-    sampling: str = "mixed"
-    loss: str = "mnrl"
-    scale: float | None = None
-    pooling: str = ""
-    batch_size: int = 64
-    mini_batch_tokens: int | None = None
-    negatives: int = 4
-    steps: int | None = None
-    epochs: float | None = None
-    lr: float = 2e-5
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    max_query_length: int | None = None
-    max_passage_length: int | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
-    bf16: bool | None = None
-    fp16: bool = False
-    guide: str = ""
-    matryoshka_dims: tuple[int, ...] = ()
-    average: float = 0.0
-    start_share: float = 0.0
-    num_workers: int = 1
-    device: str = "auto"
-    val_check_interval: int | None = None
-    val_datasets: tuple[str, ...] = ()
-    val_split: str = "test"
-    hold_out: float = 0.0
-    checkpoint_path: Path | None = None
-    keep: int = 2
-    push_to_hub: str = ""
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    command: str = ""
 
 
 class SetPlan(Record, frozen=True):
@@ -134,53 +69,12 @@ class Planned:
     leaks: list[Leak] = field(default_factory=list)
     guide: Path | None = None
 
-
-def parse_weights(text: str) -> tuple[float, ...]:
-    """The value of --weights ("33,33,34"); UsageError names what is no number."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        return tuple(float(part) for part in parts)
-    except ValueError:
-        raise UsageError(f"--weights takes numbers, not {text!r}.", hint="--weights 33,33,34") from None
-
-
-def parse_dims(text: str) -> tuple[int, ...]:
-    """The value of --matryoshka-dims ("384,192"); UsageError names what is no number."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() for part in parts):
-        raise UsageError(f"--matryoshka-dims takes whole numbers, not {text!r}.", hint="--matryoshka-dims 384,192,96")
-    return tuple(map(int, parts))
-
-
-def parse_prompts(values: Sequence[str]) -> dict[str, str]:
-    """The values of --prompts: `query=…` and `passage=…` (also document=…), each or both in one, or a JSON object.
-
-    Raises:
-        UsageError: something else.
-    """
-    told: dict[str, str] = {}
-    for value in values:
-        found = _mapping(value) if value.lstrip().startswith("{") else _assignments(value)
-        if found is None:
-            raise UsageError(
-                f"--prompts takes query=… and passage=…, not {value!r}.",
-                hint="""--prompts 'query=query: ' 'passage=passage: ', or '{"query": "query: "}'""",
-            )
-        told |= {"passage" if role == "document" else role: prompt for role, prompt in found.items()}
-    return {"query": told.get("query", ""), "passage": told.get("passage", "")}
-
-
-def _assignments(value: str) -> dict[str, str] | None:
-    parts = re.split(r"(?:^|,)(query|passage|document)=", value)
-    return dict(zip(parts[1::2], parts[2::2], strict=True)) if len(parts) > 1 and not parts[0].strip() else None
-
-
-def _mapping(value: str) -> dict[str, str] | None:
-    try:
-        found = msgspec.json.decode(value, type=dict[str, str])
-    except msgspec.DecodeError:
-        return None
-    return found if found.keys() <= {"query", "passage", "document"} else None
+    @property
+    def sources(self) -> list[Path]:
+        """The folders that the run is made from and judged by."""
+        judges = [one.dataset.folder for one in self.val_sets]
+        models = [one for one in (self.folder, self.guide, self.options.checkpoint_path) if one is not None]
+        return [*models, *self.options.data_dirs, *judges]
 
 
 def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
@@ -217,7 +111,7 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
         listen=listen,
     )
     sets = _hold_out(sets, val_sets, options, listen)
-    _check_loss(options.loss, sets)
+    _check_loss(options, sets)
     sampler = _sampler(options, sets)
     folder = resolve(preset.model, preset.package, listen=listen)
     leaks = find_leaks(sets, _judging(val_sets))
@@ -226,6 +120,7 @@ def plan_training(options: TrainOptions, listen: Listener = nobody) -> Planned:
     shown = name if Path(options.model).expanduser().is_dir() else preset.model
     plan = _plan(options, shown, folder, sets, sampler.shares, val_sets, leaks)
     guide = _guide(options.guide, listen) if options.loss == "gist" else None
+    _try_batches(options, sets, plan.steps)
     return Planned(options, folder, prompts, sets, val_sets, known_positives(sets), sampler, plan, leaks, guide)
 
 
@@ -294,6 +189,8 @@ def _check(options: TrainOptions) -> None:
         raise UsageError(
             "--loss gist is guided by a model, and no other loss is.", hint="--loss gist --guide MODEL, or neither."
         )
+    if options.loss == "triplet" and options.scale is not None:
+        raise UsageError("--loss triplet has a margin and no scale.", hint="Leave out --scale.")
     for name, share in (("--average", options.average), ("--start-share", options.start_share)):
         if not 0 <= share < 1:
             raise UsageError(f"{name} is a share below 1, not {share:g}.", hint=f"{name} 0.5")
@@ -323,9 +220,15 @@ def _hold_out(sets: list[TrainSet], val_sets: list[ValSet], options: TrainOption
     return kept
 
 
-def _check_loss(loss: str, sets: list[TrainSet]) -> None:
+def _check_loss(options: TrainOptions, sets: list[TrainSet]) -> None:
     from slmx.train.losses import NEED_NEGATIVES
 
+    loss = options.loss
+    if loss in NEED_NEGATIVES and not options.negatives:
+        raise UsageError(
+            f"--loss {loss} learns from hard negatives; --negatives 0 leaves none.",
+            hint="Give --negatives 1 or more, or use --loss mnrl.",
+        )
     for one in sets:
         if loss in NEED_NEGATIVES and one.negatives < len(one):
             raise UsageError(
@@ -350,6 +253,13 @@ def _sampler(options: TrainOptions, sets: list[TrainSet]) -> Sampler:
         weights=options.weights,
         seed=options.seed,
     )
+
+
+def _try_batches(options: TrainOptions, sets: list[TrainSet], steps: int) -> None:
+    """Draw the first batches by their keys alone: that texts are enough for each is certain only then."""
+    sampler = _sampler(options, sets)
+    for _ in range(min(steps, TRIED)):
+        sampler.next()
 
 
 def _judging(val_sets: list[ValSet]) -> dict[str, str]:

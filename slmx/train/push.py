@@ -6,9 +6,11 @@ from pathlib import Path
 
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Listener, Notice, nobody
+from slmx.train.folder import RUN_FILE
 
 # What a run leaves beside its model: checkpoints, trackers' files, and records with paths and texts of this machine.
-STAYS_HERE = ["checkpoints/*", "logs/*", "training.json", "leaks.json", ".*"]
+# The card of a run that is pushed names folders without their paths.
+STAYS_HERE = ["checkpoints/*", "logs/*", RUN_FILE, "leaks.json", ".*"]
 
 
 def check_push(name: str) -> None:

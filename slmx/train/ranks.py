@@ -121,6 +121,8 @@ def devices(device: str, gpus: str = "", num_gpus: int | None = None) -> list[st
     """
     if gpus and num_gpus:
         raise UsageError("--gpus and --num-gpus both say how many.", hint="--gpus 0,1 are ids, --num-gpus 2 a count.")
+    if gpus and device not in ("auto", "cuda"):
+        raise UsageError(f"--gpus names cards, --device {device} something else.", hint="Leave out one of them.")
     if gpus:
         ids = [part.strip() for part in gpus.split(",") if part.strip()]
         if not ids or not all(one.isdigit() for one in ids) or len(set(ids)) < len(ids):

@@ -25,7 +25,7 @@ from slmx.records import Record
 from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, TrackedRun, Trackers
 from slmx.train import checkpoints, folder
-from slmx.train.batches import Batches
+from slmx.train.batches import Batches, Ready
 from slmx.train.card import write_model
 from slmx.train.gradients import add_gradients
 from slmx.train.history import History
@@ -108,7 +108,7 @@ class _Run:
         )
         self.tower, self.guide = ranks.together(lambda: self._open(dtype))
         # Not before the model is open: what cannot run must not cost an old run.
-        resumed = ranks.once(lambda: folder.prepare(options))
+        resumed = ranks.once(lambda: folder.prepare(options, planned.sources))
         self.update = Update(
             self.tower,
             lr=options.lr,
@@ -186,7 +186,12 @@ class _Run:
         folder.check_same(state.identity, self.identity, path)
         checkpoints.restore(path, state, self.tower, self.update)
         self.planned.sampler.restore(state.sampler)
-        self.step, self.best_step, self.best_score = state.step, state.best_step, state.best_score
+        self.step = state.step
+        best = checkpoints.folder_of(self.planned.options.save_dir, state.best_step)
+        if (best / checkpoints.MANIFEST).is_file():
+            self.best_step, self.best_score = state.best_step, state.best_score
+        elif state.best_step:
+            self.listen(Notice(f"{best}, the best checkpoint so far, is gone: the best is looked for anew.", "warning"))
         if self.ranks.main:
             self.history.begin(self.step)
         self.listen(Notice(f"Going on after step {self.step} of {self.planned.plan.steps}."))
@@ -210,7 +215,7 @@ class _Run:
     def one_step(self) -> None:
         """Take a batch, add up its gradients, move the weights."""
         options, steps, began = self.planned.options, self.planned.plan.steps, time.perf_counter()
-        ready = self.batches.next()
+        ready = self._next_batch()
         batch, guide = ready.batch, self._guide(ready.batch)
         self.update.forget_gradients()
         loss = add_gradients(
@@ -242,6 +247,14 @@ class _Run:
             self.history.row(self.step, lr)
         note = f"loss {loss:.4f}, {self.history.pairs_per_second:.0f} pairs/s"
         self.listen(Progress("train", self.step, steps, "steps", note))
+
+    def _next_batch(self) -> Ready:
+        """The batch of this step; where the data cannot fill it, what was learned so far is saved first."""
+        try:
+            return self.batches.next()
+        except UsageError as error:  # every process draws the same
+            saved = f" {self.ranks.once(self.checkpoint)} is saved." if self.step else ""
+            raise self.ranks.shared(UsageError(f"Step {self.step + 1}: {error.what}{saved}", hint=error.hint)) from None
 
     def _guide(self, batch: Batch) -> Vectors | None:
         """The guide's vectors of a batch; each process encodes its share."""

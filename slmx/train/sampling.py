@@ -6,6 +6,7 @@ a run that goes on puts them back and skips nothing one by one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -197,7 +198,7 @@ def shares(datasets: int, sampling: str, weights: Sequence[float]) -> list[float
         raise UsageError(
             f"{len(weights)} weights for {datasets} data folders.", hint="Give one weight a folder: --weights 33,33,34"
         )
-    if any(weight <= 0 for weight in weights):
-        raise UsageError("A weight must be above 0.", hint="Leave out the folder that should have no share.")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UsageError("A weight must be a number above 0.", hint="Leave out the folder that should have no share.")
     total = sum(weights)
     return [weight / total for weight in weights] if weights else [1 / datasets] * datasets

@@ -1,6 +1,6 @@
 """What a run settles by measuring, once: number type, attention, windows at a time, and whether to compile.
 
-A run that goes on takes what its beginning settled (training.json), since other choices give other last bits.
+A run that goes on takes what its beginning settled (run.json), since other choices give other last bits.
 """
 
 from __future__ import annotations

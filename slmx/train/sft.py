@@ -255,6 +255,7 @@ def train_sft(
         metrics=METRICS,
         log=LOG,
         configuration={"command": options.command, "plan": plan, "learning": learning, "attention": task.tuned.backend},
+        sources=(planned.folder, options.data),
     )
     return run(task, made, ranks=ranks, stop=stop, listen=listen, trackers=trackers)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slmx.data.forms.example import CROPPED, Example
 from slmx.events import Listener, Progress, nobody
 from slmx.files import atomic_write, hash_value
-from slmx.train.pairs import ROWS, TrainSet
+from slmx.train.pairs import ROWS, VERSION as PAIRS_VERSION, TrainSet
 
 if TYPE_CHECKING:
     from slmx.train.towers import Tower
@@ -64,7 +64,7 @@ def open_tokens(
 
 def path_of(one: TrainSet, tower: Tower, tokenizer: str, negatives: int, cache_dir: Path) -> Path:
     """Where the tokens of a set are, or would be."""
-    key = [VERSION, one.form, one.content, tokenizer, tower.prompts, tower.lengths, negatives]
+    key = [VERSION, PAIRS_VERSION, one.form, one.content, tokenizer, tower.prompts, tower.lengths, negatives]
     return cache_dir / "tokens" / f"{hash_value(key)}.arrow"
 
 

@@ -28,7 +28,10 @@ class Tower:
         dtype: what matrices are multiplied in; weights, pooling and similarity stay fp32.
         pooling: mean, cls or max instead of the model's own; "" keeps it.
         query_prompt, passage_prompt: put before the texts, and kept in the trained model; "": the model's own.
-        query_length, passage_length: tokens of a text that are read; None: what the model reads.
+        query_length, passage_length: tokens of a text that are read in training, no more than the model reads (None).
+
+    Raises:
+        UsageError: a length above the model's.
     """
 
     def __init__(
@@ -51,16 +54,24 @@ class Tower:
         if pooling:
             set_pooling(self.model, pooling)
         own = self.model.max_seq_length or 512
+        for option, asked in (("--max-query-length", query_length), ("--max-passage-length", passage_length)):
+            if asked and asked > own:
+                raise UsageError(
+                    f"{option} {asked} is more than the {own} tokens of a text that {folder} reads.",
+                    hint=f"Give {own} or less, or leave it out.",
+                )
         self._tokenizer: Any = self.model[0].tokenizer
         inner = self._tokenizer.backend_tokenizer
         self._tokenizing, self._cut, self._filled = Lock(), inner.truncation, inner.padding
         self.lengths: dict[Role, int] = {
-            "query": min(query_length or own, own),
-            "passage": min(passage_length or own, own),
+            "query": query_length or own,
+            "passage": passage_length or own,
         }
         self.model.similarity_fn_name = self.similarity
         if any(self.prompts.values()):
             self.model.prompts = {"query": self.prompts["query"], "document": self.prompts["passage"]}
+            if self.model.default_prompt_name not in self.model.prompts:  # the folder would not load
+                self.model.default_prompt_name = None
         self.model.train()
         for module in self.model.modules():  # a piece has few of all words: their gradients alone are added up
             if isinstance(module, torch.nn.Embedding) and device.type == "cpu":

@@ -18,6 +18,7 @@ from slmx.records import Passage, Question
 from slmx.retrieve.evaluate import evaluate
 from slmx.retrieve.folders import FORMAT
 from slmx.retrieve.opening import open_retriever
+from slmx.train.checkpoints import VALIDATING
 from slmx.train.towers import Tower
 
 METRIC = "ndcg@10"
@@ -45,6 +46,12 @@ class ValSet:
     def corpus_hash(self) -> str:
         """The dataset's."""
         return self.dataset.corpus_hash
+
+    @property
+    def content(self) -> str:
+        """A hash of what judges: the passages, the questions and their marks."""
+        asked = [[question.question_id, question.question] for question in self.questions()]
+        return hash_value([self.corpus_hash, asked, self.qrels(self.split)])
 
     def passages(self) -> Iterator[Passage]:
         """All passages of the dataset."""
@@ -111,7 +118,7 @@ def validate(
         if isinstance(event, Progress):
             listen(event)
 
-    with tempfile.TemporaryDirectory(prefix=".validate-", dir=beside) as place:
+    with tempfile.TemporaryDirectory(prefix=VALIDATING, dir=beside) as place:
         folder = Path(place) / "model"
         tower.save(folder)
         for one in sets:

@@ -41,9 +41,13 @@ def make_run(
     metrics: Sequence[str] | None = None,
     cost: dict[str, Any] | None = None,
     stop: str = "eos",
+    changes: dict[str, Any] | None = None,
 ) -> Path:
-    """A finished run in `outputs`; returns its folder. `metrics` are those of results.json (default: the preset's)."""
-    folder = outputs / cell.folder
+    """A finished run in `outputs`; returns its folder. `metrics` are those of results.json (default: the preset's).
+
+    `changes` go into the configuration, and the folder's name gets a hash as that of a run with other settings does.
+    """
+    folder = outputs / (f"{cell.folder}-{hash_value(changes)[:8]}" if changes else cell.folder)
     predictions = [
         _prediction(cell, question, answer, contexts[place] if contexts else [], stop)
         for place, (question, answer) in enumerate(zip(questions, answers, strict=True))
@@ -56,7 +60,7 @@ def make_run(
     write_json(folder / "results.json", results_record(predictions, rows, seed=0, cost=spent, dataset=facts))
     write_json(folder / "predictions.json", predictions_record(predictions, rows))
     write_json(folder / "memory_usage.json", {"detailed_log": _marks(), "peak_usage": {}})
-    write_json(folder / RUN_FILE, _run_file(cell, questions, spent))
+    write_json(folder / RUN_FILE, _run_file(cell, questions, spent, changes or {}))
     return folder
 
 
@@ -85,7 +89,7 @@ def _prediction(cell: Cell, question: Question, answer: str, passages: Sequence[
     )
 
 
-def _run_file(cell: Cell, questions: Sequence[Question], cost: dict[str, Any]) -> RunFile:
+def _run_file(cell: Cell, questions: Sequence[Question], cost: dict[str, Any], changes: dict[str, Any]) -> RunFile:
     configuration = {
         "format": FORMAT,
         "mode": {"name": cell.mode, "preset": cell.preset},
@@ -97,6 +101,7 @@ def _run_file(cell: Cell, questions: Sequence[Question], cost: dict[str, Any]) -
             "questions": len(questions),
         },
         "retriever": {"kind": cell.retriever},
+        **changes,
     }
     return RunFile(
         format=FORMAT,

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,10 +19,11 @@ from statsmodels.stats.multitest import multipletests
 from slmx.app import run
 from slmx.errors import SlmxError
 from slmx.eval.compare import Comparison, compare, compare_runs
-from slmx.eval.join import OUTCOMES, join, outcome
+from slmx.eval.join import Outcome, join, outcome
 from slmx.eval.runs import find_runs
 
 MakeRun = Callable[..., Path]
+OUTCOMES = get_args(Outcome)
 NONE = ["Paris", "Anna", "1970", "Казань", "I do not know", "seven"]
 BM25 = ["It is Paris.", "Anna Lee", "1970", "Казань", "Nile", "Seven, of course"]
 HYBRID = ["Lyon", "Anna Lee", "in 1969", "Москва", "the Nile", "seven"]
@@ -133,6 +134,16 @@ def test_a_baseline_is_the_first_of_every_pair_and_makes_a_smaller_family(
     assert 'Did you mean "tiny_towns_oracle_context"?' in capsys.readouterr().err
 
 
+def test_a_baseline_whose_name_two_runs_bear_is_named_by_its_path(
+    runs: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(Path("outputs/again/tiny_towns_no_context"), ORACLE)
+    assert run(["eval", "compare", str(runs), "--baseline", "tiny_towns_no_context"]) == 2
+    assert "outputs/again/tiny_towns_no_context" in capsys.readouterr().err
+    told = compared(runs, "--baseline", "outputs/again/tiny_towns_no_context", capsys=capsys)
+    assert "again" in told["baseline"]
+
+
 def test_csv_has_a_line_a_pair_and_metric(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "compare", str(runs), "--to", "pairs.csv", "--metric", "em,f1", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
@@ -144,6 +155,31 @@ def test_csv_has_a_line_a_pair_and_metric(runs: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert run(["eval", "compare", str(runs), "--to", "csv"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 6 * 2
+
+
+def test_where_to_write_is_looked_at_before_the_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there.csv").write_text("mine")
+    broken = "nowhere"  # a run that is not there would be refused later, with exit code 2
+    for to, code, said in (
+        ("pairs.json", 2, "--to FILE ends with .csv or .jsonl"),
+        ("pairs", 2, "--to csv writes to stdout"),
+        ("there.csv", 4, "there.csv exists"),
+    ):
+        assert run(["eval", "compare", broken, "--to", to]) == code
+        assert said in capsys.readouterr().err
+    assert run(["eval", "compare", str(runs), "--to", "csv", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "both want stdout" in captured.err and captured.out == ""
+    assert not Path("pairs.json").exists() and Path("there.csv").read_text() == "mine"
+
+
+def test_a_metric_that_needs_a_vocabulary_can_be_given_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["eval", "compare", str(runs), "--metric", "token_recall@bert"]
+    assert run(asked) == 2
+    assert "--vocabulary FILE" in capsys.readouterr().err
+    Path("vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "anna", "lee"]))
+    told = compared(runs, "--metric", "token_recall@bert", "--vocabulary", "vocab.txt", capsys=capsys)
+    assert told["metrics"] == ["match", "token_recall@bert"]
 
 
 def test_every_question_is_written_with_what_each_run_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,41 @@ def test_unfinished_running_and_broken_runs_are_told_apart(
         # flock is held by this process; another open file of the same process meets it all the same
         states = {Path(run.path).name: run.state for run in list_runs([outputs]).runs}
     assert states == {"a_no_context": "finished", "a_oracle_context": "finished", "half": "running"}
+
+
+def test_looking_needs_no_right_to_write_and_is_not_in_the_way_of_another_look(
+    outputs: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = make_run(Path("outputs/half"), SAID, answered=4) / "predictions.jsonl"
+
+    def states() -> dict[str, tuple[str, int]]:
+        return {Path(run.path).name: (run.state, run.answered) for run in list_runs([outputs]).runs}
+
+    with journal.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert states()["half"] == ("unfinished", 4)
+    opened = Path.open
+
+    def read_only(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if mode not in ("r", "rb"):  # what a tree that may only be read says, to root as well
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert states()["half"] == ("unfinished", 4)
+
+
+def test_a_run_file_that_is_not_understood_is_named(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = outputs / "a_oracle_context" / "run.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "batches": "by length"}), encoding="utf-8")
+    Path("outputs/list").mkdir()
+    Path("outputs/list/run.json").write_text("[1]")
+    listing = list_runs([outputs])
+    assert [Path(run.path).name for run in listing.runs] == ["a_no_context"]
+    assert listing.unreadable == ["outputs/a_oracle_context/run.json is not as this version of slmx writes it."]
+    assert run(["eval", "list"]) == 0
+    assert "Unreadable: outputs/a_oracle_context/run.json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_json_and_no_runs_and_no_folder(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

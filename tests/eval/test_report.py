@@ -47,7 +47,9 @@ def test_a_clear_winner_is_named_with_its_evidence(tmp_path: Path) -> None:
     assert evidence.startswith(
         "hybrid answers 55.0 % right, bm25 40.0 %: a real difference, 15.0 points (95 % interval "
     )
-    assert re.search(r"a difference shows from about \d+\.\d points on\.$", evidence)
+    assert re.search(
+        r"a difference shows from about \d+\.\d points on, before the correction for 6 comparisons\.$", evidence
+    )
     assert "Without passages 5.0 % are right; hybrid helped on 110 questions and hurt on 10 (a real gain)." in worth
     assert "20.0 are lost in reading (wrong even with the gold passage), 25.0 in retrieval: finding passages" in worth
 
@@ -101,6 +103,38 @@ def test_k_is_named_where_runs_differ_in_it(tmp_path: Path) -> None:
     assert says(tmp_path)[0].startswith("Use bm25 with k=5. It is better than bm25 with k=3")
 
 
+def test_a_setting_of_the_model_is_no_merit_of_a_retriever(tmp_path: Path) -> None:
+    asked, passages = ask(200), [["a passage"]] * 200
+    told = [[f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (60, 120)]
+    settings = {"generator": {"name": "tiny", "chat": False}}
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[0], passages)
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[1], passages, changes=settings)
+    first = says(tmp_path)[0]
+    assert first == "Only one retriever was tried, bm25: there is nothing to compare it with."
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "yes: B is better" in page.partition("settings of one")[2]
+    make_run(tmp_path, cell("tiny", "retrieved", "hybrid"), asked, told[1], passages)
+    make_run(tmp_path, cell("tiny", "retrieved", "hybrid"), asked, told[0], passages, changes=settings)
+    written = write_report([tmp_path], tmp_path / "all.md")
+    assert written.verdict[0] == (
+        "It depends on the settings: with tiny (A, C) use hybrid (a real difference); "
+        "with tiny (B, D) use bm25 (a real difference)."
+    )
+    assert written.verdict[1].startswith("tiny (A, C): hybrid answers 60.0 % right, bm25 30.0 %")
+
+
+def test_runs_of_one_retriever_over_two_corpora_are_told_apart(tmp_path: Path) -> None:
+    asked, passages = ask(200), [["a passage"]] * 200
+    told = [[f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (60, 120)]
+    other = {"retriever": {"kind": "bm25", "corpus": "another"}}
+    plain = make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[0], passages).name
+    changed = make_run(tmp_path, cell("tiny", "retrieved", "bm25"), asked, told[1], passages, changes=other).name
+    assert says(tmp_path)[0] == (
+        f"Use B · bm25, k=5 ({changed}). It is better than A · bm25, k=5 ({plain}), "
+        "and the difference is real, not chance."
+    )
+
+
 def test_runs_without_a_retriever_are_compared_by_model(tmp_path: Path) -> None:
     make(tmp_path, {"none": range(20)}, model="small")
     make(tmp_path, {"none": range(120)}, model="large")
@@ -122,6 +156,13 @@ def test_questions_without_gold_answers_give_no_verdict(tmp_path: Path) -> None:
     write_report([tmp_path], tmp_path / "none.html")
 
 
+def test_questions_that_are_in_no_share_may_lack_a_gold_or_a_grade(tmp_path: Path) -> None:
+    asked = [*ask(3), Question(question_id="q", question="what", answers=[])]
+    make_run(tmp_path, cell("tiny", "none"), asked, ["gold0", "a", "b", "c"])
+    cautions = write_report([tmp_path], tmp_path / "r.md").cautions
+    assert "1 questions have no gold answer or no grade and are in no share of right answers." in cautions
+
+
 def test_cautions_name_what_makes_numbers_doubtful(tmp_path: Path) -> None:
     asked = ask(40)
     make_run(tmp_path, cell("tiny", "none"), asked, ["", *["gold <|im_end|>"] * 39], stop="length")
@@ -131,6 +172,20 @@ def test_cautions_name_what_makes_numbers_doubtful(tmp_path: Path) -> None:
         "A · none: 100.0 % of the answers are cut off by the token cap, "
         "97.5 % of the answers hold leaked control tokens or tags.",
     ]
+
+
+def test_metrics_of_another_version_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_run(tmp_path, cell("tiny", "none"), ask(300), ["gold1"] * 300) / "results.json"
+    assert write_report([tmp_path], tmp_path / "a.md").cautions == []
+    results = json.loads(path.read_text(encoding="utf-8"))
+    results["metric_versions"] |= {"em": "0", "f1": "0"}
+    path.write_text(json.dumps(results), encoding="utf-8")
+    [caution] = write_report([tmp_path], tmp_path / "b.md").cautions
+    assert caution.startswith("A · none: em and f1 of results.json were measured by another version's rules")
+    told = re.search("`slmx (eval rescore .*)`", caution)
+    assert told is not None and run(told[1].split()) == 0
+    capsys.readouterr()
+    assert write_report([tmp_path], tmp_path / "c.md").cautions == []
 
 
 def test_files_of_predictions_from_elsewhere_make_a_report(tmp_path: Path) -> None:
@@ -223,3 +278,18 @@ def test_runs_over_other_questions_are_refused(outputs: Path, capsys: pytest.Cap
     make_run(outputs, cell("other", "none"), ask(7), ["Hm."] * 7)
     assert run(["eval", "report", str(outputs), "--to", str(outputs / "r.html")]) == 4
     assert "Different questions" in capsys.readouterr().err
+
+
+def test_one_dataset_under_two_names_makes_a_report(tmp_path: Path) -> None:
+    asked = ask(200)
+    told = {right: [f"gold{i}" if i < right else "Hm." for i in range(200)] for right in (20, 120, 160)}
+    passages = [["a passage"]] * 200
+    make_run(tmp_path, cell("tiny", "retrieved", "bm25", dataset="nq"), asked, told[120], passages)
+    make_run(tmp_path, cell("tiny", "none", dataset="nq_full"), asked, told[20])
+    make_run(tmp_path, cell("tiny", "oracle", dataset="a"), asked, told[160], passages)
+    written = write_report([tmp_path], tmp_path / "report.md")
+    assert written.verdict[0].startswith("Use bm25 rather than no passages")
+    assert "bm25 helped on 100 questions and hurt on 0" in written.verdict[1]
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for step in ("none → bm25, k=5 (A → B)", "none → oracle (A → C)", "bm25, k=5 → oracle (B → C)"):
+        assert step in page

@@ -11,6 +11,7 @@ import pytest
 
 from slmx.app import run
 from slmx.eval.list import list_runs
+from slmx.eval.runs import find_runs
 
 MakeRun = Callable[..., Path]
 SAID = ["Paris", "Anna", "1970", "«Москва»", "I do not know", "seven"]
@@ -64,6 +65,17 @@ def test_another_normaliser_says_which_answers_it_changes(folder: Path, capsys: 
     [told] = json.loads(capsys.readouterr().out)["runs"]
     assert next(c for c in told["changes"] if c["metric"] == "match")["after"] == changes["match"]["before"]
     assert list_runs([folder]).runs[0].metrics["match"] == pytest.approx(0.5)
+
+
+def test_a_normaliser_that_was_put_in_place_stays_when_the_run_is_scored_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", "rescore", str(folder), "--normaliser", "norm", "--overwrite"]) == 0
+    assert run(["eval", "rescore", str(folder), "--overwrite", "--json"]) == 0
+    results = read(folder / "results.json")
+    assert results["normalisers"] == {"norm": 6} and results["rescored"]["normaliser"] == "norm"
+    [again] = find_runs([folder])
+    assert {prediction.metadata["normaliser"] for prediction in again.predictions()} == {"norm"}
 
 
 def test_an_old_flat_file_is_scored(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

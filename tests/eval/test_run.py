@@ -47,7 +47,8 @@ class Slow:
 
     def generate(self, batch):
         time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
-        if os.environ.get("SLOW_BREAKS"):
+        breaks = os.environ.get("SLOW_BREAKS")
+        if breaks and any(breaks in r.question.question for r in batch):
             raise RuntimeError("out of memory")
         if failing := os.environ.get("SLOW_FAILS"):
             failed = [failing == "all" or "Town3 " in r.question.question for r in batch]
@@ -88,15 +89,20 @@ def work(empty_folder: Path) -> Path:
     return empty_folder
 
 
+def command(work: Path, *args: str, **environment: str) -> dict[str, Any]:
+    """The arguments of Popen for `slmx eval run` with the plugin; slmx is the one that the tests were started with."""
+    path = os.pathsep.join(filter(None, (str(work / "plugin"), os.environ.get("PYTHONPATH"))))
+    line = [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args]
+    return {"args": line, "cwd": work, "env": {**os.environ, "PYTHONPATH": path, **environment}, "text": True}
+
+
 def slmx(work: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(work / "plugin"), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocess.run(**command(work, *args, **environment), capture_output=True, check=False)
+
+
+def begin(work: Path, *args: str, **environment: str) -> subprocess.Popen[str]:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(**command(work, *args, **environment), **silent)
 
 
 def wait_for(path: Path) -> None:
@@ -209,13 +215,7 @@ def test_trap_24_a_sample_says_of_how_many(work: Path) -> None:
 
 def test_trap_18_overwriting_a_cell_that_another_process_writes_is_refused(work: Path) -> None:
     args = ["--model", "slow", "--mode", "no_context"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.8"},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    child = begin(work, *args, SLOW_SECONDS="0.8")
     wait_for(work / "outputs" / "slow_towns_no_context" / "predictions.jsonl")
     other = slmx(work, *args, "--overwrite")
     assert (other.returncode, "Another process" in other.stderr) == (4, True)
@@ -225,13 +225,7 @@ def test_trap_18_overwriting_a_cell_that_another_process_writes_is_refused(work:
 
 def test_trap_23_a_kill_before_the_plan_is_written_leaves_the_folder_free(work: Path) -> None:
     args = ["--model", "slow", "--mode", "no_context"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_PLAN": "30"},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    child = begin(work, *args, SLOW_PLAN="30")
     folder = work / "outputs" / "slow_towns_no_context"
     wait_for(folder / "run.log")
     child.kill()
@@ -263,7 +257,9 @@ def stripped(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """predictions.json as bytes, and results.json without timings, memory, load and energy."""
     kept = results(folder)
     for name in list(kept):
-        if name.endswith(("_seconds", "_per_second", "_mb", "_w", "_percent")) or name.startswith("energy_"):
+        if name.endswith(("_seconds", "_per_second", "_mb", "_w", "_percent")) or name.startswith(
+            ("energy_", "timed_")
+        ):
             del kept[name]
     return (folder / "predictions.json").read_bytes(), kept
 
@@ -275,13 +271,7 @@ def test_trap_23_a_run_killed_many_times_ends_in_the_same_bytes(work: Path) -> N
     dice = random.Random(4)
     kills = 0
     for _ in range(12):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args, "--name", "killed"],
-            cwd=work,
-            env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        child = begin(work, *args, "--name", "killed", SLOW_SECONDS="0.1")
         time.sleep(dice.uniform(0.6, 1.8))
         if child.poll() is None:
             child.send_signal(signal.SIGKILL)
@@ -296,14 +286,7 @@ def test_trap_23_a_run_killed_many_times_ends_in_the_same_bytes(work: Path) -> N
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(work: Path, number: int, code: int) -> None:
     args = ["--model", "slow", "--mode", "no_context"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "slmx", "eval", "run", "--dataset", "towns.jsonl", *args],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(work / "plugin"), "SLOW_SECONDS": "0.3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    child = subprocess.Popen(**command(work, *args, SLOW_SECONDS="0.3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     journal = work / "outputs" / "slow_towns_no_context" / "predictions.jsonl"
     wait_for(journal)
     child.send_signal(number)
@@ -321,8 +304,34 @@ def test_a_signal_finishes_the_batch_saves_and_says_how_to_go_on(work: Path, num
         assert told in log
 
 
+def timed(folder: Path) -> tuple[list[int], int]:
+    """How many questions each sitting answered, and how many the cost is of."""
+    sessions = json.loads((folder / "run.json").read_text())["sessions"]
+    return [session["questions"] for session in sessions], results(folder)["timed_questions"]
+
+
+def test_the_time_of_a_killed_run_is_told_of_the_questions_that_it_is_of(work: Path) -> None:
+    args = ["--model", "slow", "--mode", "no_context"]
+    child = begin(work, *args, SLOW_SECONDS="0.5")
+    folder = work / "outputs" / "slow_towns_no_context"
+    wait_for(folder / "predictions.jsonl")
+    child.kill()
+    child.wait()
+    again = slmx(work, *args)
+    answered = int(again.stderr.partition("going on after ")[2].partition(" of ")[0])
+    assert 0 < answered < 30
+    assert timed(folder) == ([30 - answered], 30 - answered)
+
+
+def test_the_time_before_an_engine_failed_counts(work: Path) -> None:
+    args = ("--model", "slow", "--mode", "no_context")
+    assert slmx(work, *args, SLOW_BREAKS="Town20 ").returncode == 1
+    assert slmx(work, *args).returncode == 0
+    assert timed(work / "outputs" / "slow_towns_no_context") == ([9, 21], 30)
+
+
 def test_trap_22_an_engine_that_fails_fails_the_run(work: Path) -> None:
-    done = slmx(work, "--model", "slow", "--mode", "no_context", SLOW_BREAKS="1")
+    done = slmx(work, "--model", "slow", "--mode", "no_context", SLOW_BREAKS="Town")
     assert done.returncode == 1
     assert "out of memory" in done.stderr
     assert not (work / "outputs" / "slow_towns_no_context" / "results.json").exists()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from slmx import app
 from slmx.data.datasets import open_dataset
 from slmx.errors import RefusedError, SlmxError, UsageError
 from slmx.retrieve import mine as module
@@ -242,7 +243,8 @@ def test_what_cannot_be_mined_is_said(asked: Callable[..., MineOptions], folder:
     ):
         with pytest.raises(UsageError, match=told):
             mine(asked(**settings), stop=Stop())
-    (folder / "qrels" / "train.tsv").unlink()
+    (folder / "qrels" / "train.tsv").rename(folder / "qrels" / "dev.tsv")
+    assert mine(asked(split="dev", to=tmp_path / "dev"), stop=Stop()).pairs == QUERIES + 2
     with pytest.raises(UsageError, match="has documents and no questions with marks for train"):
         mine(asked(), stop=Stop())
     assert not asked().to.exists()
@@ -271,3 +273,51 @@ def test_a_stop_while_the_corpus_is_encoded_ends_there(
     with pytest.raises(SlmxError, match="Stopped before the first pair was mined") as caught:
         mine(asked(retriever=str(encoder_folder)), stop=stop, listen=at_once)
     assert caught.value.code == 130 and not (tmp_path / "out").exists()
+
+
+def test_ids_of_another_corpus_mean_nothing(asked: Callable[..., MineOptions], folder: Path, tmp_path: Path) -> None:
+    """Its d0 is another passage than the source's d0; the source's positive is there under another id."""
+    texts = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    moved = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts[1:] + texts[:1])]
+    write(tmp_path / "other" / "corpus.jsonl", moved)
+    settings: dict[str, Any] = {"k": 61, "negatives": 61, "margin": None, "relative_margin": None}
+    other = rows_of(mine(asked(corpus=str(tmp_path / "other"), **settings), stop=Stop()))
+    own = rows_of(mine(asked(to=tmp_path / "own", **settings), stop=Stop()))
+    for one, two in zip(other, own, strict=True):
+        assert sorted(one["negatives"]) == sorted(two["negatives"])
+
+
+def test_pairs_that_share_an_id_are_passages_of_their_own(asked: Callable[..., MineOptions], tmp_path: Path) -> None:
+    rows = [
+        {"query": f"{WORDS[n]} {n}", "positive": f"{WORDS[n]} {n} and oil", "positive_id": n // 2} for n in range(8)
+    ]
+    write(tmp_path / "pairs" / "a.jsonl", rows)
+    mined = mine(asked(source=str(tmp_path / "pairs")), stop=Stop())
+    assert mined.passages == mined.found == 8
+
+
+def test_a_folder_in_its_source_goes_on(
+    asked: Callable[..., MineOptions], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    stop, heard = Stop(), []
+
+    def listen(event: Any) -> None:
+        heard.append(getattr(event, "text", ""))
+        if getattr(event, "task", "") == "mine":
+            stop.signal = signal.SIGTERM
+
+    with pytest.raises(SlmxError, match="Stopped after 3 of"):
+        mine(asked(to=folder / "mined"), stop=stop, listen=listen)
+    (folder / "README.md").write_text("About these pairs.", encoding="utf-8")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    mine(asked(to=folder / "mined"), stop=Stop(), listen=listen)
+    assert any(text.startswith("Going on after 3 of") for text in heard)
+
+
+def test_any_score_and_a_margin_contradict(
+    folder: Path, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--margin", "--relative-margin"):
+        assert app.run(["retrieve", "mine", str(folder), "--to", "out", "--any-score", option, "0.1"]) == 2
+        assert "--any-score takes what a margin would leave out" in capsys.readouterr().err

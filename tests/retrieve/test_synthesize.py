@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,7 +223,22 @@ def test_the_folder_is_kept_and_recognised(asked: Callable[..., SynthesizeOption
     assert heard[-1].endswith("is finished; nothing was done.")
     with pytest.raises(RefusedError, match="holds other pairs: keep differ"):
         synthesize(asked(queries=3, keep=1), stop=Stop())
+    with pytest.raises(SlmxError, match="passed the filters"):
+        synthesize(asked(queries=3, min_log_prob=-0.000001, overwrite=True), stop=Stop())
+    assert len(rows_of(made)) == made.kept  # the old ones stay until there are others
     assert synthesize(asked(queries=3, keep=1, overwrite=True), stop=Stop()).kept == 1 < made.kept
+
+
+def test_a_retriever_is_known_by_its_weights(
+    asked: Callable[..., SynthesizeOptions], make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    encoder = shutil.copytree(make_encoder(seed=1), tmp_path / "encoder")
+    settings: dict[str, Any] = {"queries": 3, "round_trip": 9, "retriever": str(encoder), "device": "cpu"}
+    synthesize(asked(**settings), stop=Stop())
+    shutil.rmtree(encoder)
+    shutil.copytree(make_encoder(seed=2), encoder)
+    with pytest.raises(RefusedError, match="holds other pairs: retriever differ"):
+        synthesize(asked(**settings), stop=Stop())
 
 
 def test_what_cannot_be_asked_is_said(

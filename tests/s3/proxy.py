@@ -47,7 +47,7 @@ Where = Callable[[Request], bool]
 
 @dataclass
 class Fault:
-    """Happens to bodies of one direction in requests that `where` takes, at most `times` times."""
+    """Happens to bodies of one direction in requests that `where` takes, after `skip` of them at most `times` times."""
 
     direction: Direction
     where: Where
@@ -55,9 +55,14 @@ class Fault:
     times: int = 1
     happened: int = 0
     seconds: float = 0.0
+    skip: int = 0
+    status: str = "503 Service Unavailable"
 
     def taken(self) -> bool:
         """May it happen once more? Counts."""
+        if self.skip:
+            self.skip -= 1
+            return False
         if self.happened >= self.times:
             return False
         self.happened += 1
@@ -77,7 +82,7 @@ class Stall(Fault):
 
 
 class Busy(Fault):
-    """Answers 503 in the server's stead (direction and offset do not matter)."""
+    """Answers `status` in the server's stead (direction and offset do not matter)."""
 
 
 class _Closed(Exception):
@@ -171,8 +176,8 @@ class Proxy:
         request = Request(method, target, headers)
         with self._lock:
             self.requests.append(request)
-        if self._fault(request, "up", Busy):
-            return self._busy(here, headers)
+        if fault := self._fault(request, "up", Busy):
+            return self._busy(here, headers, f"HTTP/1.1 {fault.status}\r\nContent-Length: 0\r\n".encode())
         there.sock.sendall(raw)
         if headers.get("expect", "").lower() == "100-continue":
             answer = there.head()
@@ -190,14 +195,14 @@ class Proxy:
         self._body(there, here, reply, request, "down", has_body=method != "HEAD" and code not in (204, 304))
         return "close" not in reply.get("connection", "").lower()
 
-    def _busy(self, here: _Line, headers: dict[str, str]) -> bool:
+    def _busy(self, here: _Line, headers: dict[str, str], head: bytes) -> bool:
         if "expect" in headers:
-            here.sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            here.sock.sendall(head + b"Connection: close\r\n\r\n")
             return False
         left = int(headers.get("content-length", 0))
         while left:
             left -= len(here.take(left))
-        here.sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        here.sock.sendall(head + b"\r\n")
         return True
 
     def _body(

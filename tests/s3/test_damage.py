@@ -94,6 +94,18 @@ def test_a_flipped_byte_up_never_ends_as_a_damaged_object(
     assert not open_uploads(server)
 
 
+def test_no_write_that_comes_after_the_verified_one_can_damage_the_object(
+    server: Server, proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "object").write_bytes(b"content")
+    proxy.faults.append(Flip("up", lambda sent: sent.method == "PUT", skip=1))
+    rows = run_up(through(server, proxy.endpoint), "file", tmp_path / "object")
+    assert proxy.faults[0].happened
+    assert rows[0].action == "new", rows[0].error
+    assert server.client().get_object(Bucket=server.bucket, Key="object")["Body"].read() == b"content"
+    assert [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket)["Contents"]] == ["object"]
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["with-hash", "without"])
 @pytest.mark.parametrize("times", [1, FOREVER], ids=["once", "always"])
 @pytest.mark.parametrize("shape", SHAPE)

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 from hashlib import md5, sha256
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from slmx.s3.client import SHA256_KEY
-from slmx.s3.download import Request, download
-from slmx.s3.plan import upload_job
-from slmx.s3.transfer import Options, upload_all
 from slmx.s3.verify import multipart_etag
-from tests.s3.proxy import Busy, Proxy
 from tests.s3.servers import Server
-from tests.s3.tools import MIB, command, left_behind, open_uploads, store_of, through
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def put(server: Server, key: str, content: bytes = b"content", **more: Any) -> None:
-    server.client().put_object(Bucket=server.bucket, Key=key, Body=content, **more)
-
-
-def get(server: Server, key: str) -> bytes:
-    content: bytes = server.client().get_object(Bucket=server.bucket, Key=key)["Body"].read()
-    return content
-
-
-def keys(server: Server) -> list[str]:
-    return [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket).get("Contents", [])]
+from tests.s3.tools import MIB, command, get, keys, lines, open_uploads, put, store_of
 
 
 @pytest.fixture
@@ -110,6 +85,15 @@ def test_check_tells_with_rclones_symbols(rclone: Server, tmp_path: Path) -> Non
     assert said[:3] == ["+ mine", "- theirs", "* other"]
 
 
+def test_names_do_not_steer_the_terminal(rclone: Server, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[2Jb\n= c").write_bytes(b"x")
+    for words in (["check"], ["sync", "--dry-run"]):
+        done = command(rclone, *words, "in", f"s3://{rclone.bucket}", cwd=tmp_path)
+        assert "a\\x1b[2Jb\\x0a= c" in done.stdout
+        assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_check_by_reading_sees_what_the_hash_kept_with_an_object_hides(rclone: Server, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a").write_bytes(b"good")
@@ -147,19 +131,6 @@ def test_older_keys_and_the_bucket_called_datasets_are_found(rclone: Server, tmp
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "nq" / "nq_full_dataset.json").read_bytes() == b"[1]"
     assert (tmp_path / "data" / "nq" / "nq_converted_eval.json").read_bytes() == b"[2]"
-
-
-def test_one_file_under_a_key_and_patterns(rclone: Server, tree: Path, tmp_path: Path) -> None:
-    up = command(rclone, "upload", "--local-file", tree / "b.json", "--s3-key", "x/c.json", cwd=tmp_path)
-    assert (up.returncode, keys(rclone)) == (0, ["x/c.json"])
-    put(rclone, "x/d.txt")
-    put(rclone, "x/e.json")
-    one = command(rclone, "download", "--s3-key", "x/c.json", "--local-file", "here.json", cwd=tmp_path)
-    assert (one.returncode, (tmp_path / "here.json").read_bytes()) == (0, b"{}")
-    some = ["download", "--prefix", "x/", "--include", "*.json", "--exclude", "e*", "--data-dir", "out"]
-    assert command(rclone, *some, cwd=tmp_path).returncode == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.json"]
-    assert command(rclone, "download", cwd=tmp_path).returncode == 2
 
 
 def test_objects_of_other_tools_are_verified_by_their_etag_or_said_to_be_unverified(
@@ -279,76 +250,6 @@ def test_names_of_aws_tools_in_the_environment_do_not_lead_elsewhere(rclone: Ser
     }
     done = command(rclone, "download", "--prefix", "x/", "--data-dir", "out", cwd=tmp_path, env=elsewhere)
     assert done.returncode == 0, done.stderr
-
-
-def test_failed_files_are_named_and_the_rest_is_done(rclone: Server, tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        put(rclone, f"x/{name}")
-    (tmp_path / "out" / "b").mkdir(parents=True)
-    done = command(rclone, "download", "--prefix", "x/", "--data-dir", "out", "--json", cwd=tmp_path)
-    assert done.returncode == 3
-    assert [row["name"] for row in lines(done.stdout) if row["action"] == "failed"] == ["b"]
-    assert "is a folder" in done.stderr
-    assert (tmp_path / "out" / "a").is_file()
-    assert (tmp_path / "out" / "c").is_file()
-
-
-def test_a_full_disk_is_refused_before_and_told_while_and_leaves_nothing(
-    rclone: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(rclone, "x/a", b"12345")
-    words = ["download", "--prefix", "x/", "--data-dir", "out"]
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4))
-        before = command(rclone, *words, cwd=tmp_path)
-    assert before.returncode == 4
-    assert "free" in before.stderr
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("slmx.files.os.fsync", full)
-        during = command(rclone, *words, cwd=tmp_path)
-    assert during.returncode == 4
-    assert "is full" in during.stderr
-    assert not left_behind(tmp_path)
-    assert not (tmp_path / "out" / "a").exists()
-
-
-def test_a_file_that_vanishes_before_its_turn_fails_alone(rclone: Server, tmp_path: Path) -> None:
-    jobs = []
-    for name in ("stays", "goes"):
-        (tmp_path / name).write_bytes(b"x")
-        jobs.append(upload_job(name, tmp_path / name, rclone.bucket, name, None))
-    (tmp_path / "goes").unlink()
-    rows = {row.name: row for row in upload_all(store_of(rclone), jobs, Options())}
-    assert rows["stays"].action == "new"
-    assert "not there any more" in rows["goes"].error
-    assert keys(rclone) == ["stays"]
-
-
-def test_a_file_that_changes_while_it_is_read_is_no_upload(
-    rclone: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "f").write_bytes(os.urandom(9 * MIB))
-    monkeypatch.setattr("slmx.s3.send.hash_file", lambda _: "0" * 64)
-    rows = list(upload_all(store_of(rclone), [upload_job("f", tmp_path / "f", rclone.bucket, "f", None)], Options()))
-    assert "changed while it was read" in rows[0].error
-    assert not keys(rclone)
-    assert not open_uploads(rclone)
-
-
-def test_a_server_that_is_gone_ends_the_run_instead_of_every_file(rclone: Server, tmp_path: Path) -> None:
-    for number in range(20):
-        put(rclone, f"x/{number}")
-    with Proxy(rclone.endpoint) as proxy:
-        proxy.faults.append(Busy("down", lambda sent: "/x/" in sent.target, times=10**6))
-        store = store_of(through(rclone, proxy.endpoint), retries=0)
-        rows = list(download(store, Request("custom", tmp_path / "out", prefix="x/"), Options()))
-    assert {row.action for row in rows} == {"failed"}
-    assert "overloaded" in rows[0].error
-    assert not left_behind(tmp_path)
 
 
 def test_whether_the_server_keeps_conditions_is_found_out_and_said(

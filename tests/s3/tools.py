@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -64,6 +65,27 @@ def environment(server: Server, more: Mapping[str, str] | None = None) -> dict[s
     """The environment of a process that works on this server."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CLEARML_", "SLMX_"))}
     return {**clean, **server.environment(), "NO_COLOR": "1", **(more or {})}
+
+
+def put(server: Server, key: str, content: bytes = b"content", **more: Any) -> None:
+    """An object, as others write it."""
+    server.client().put_object(Bucket=server.bucket, Key=key, Body=content, **more)
+
+
+def get(server: Server, key: str) -> bytes:
+    """An object's content."""
+    content: bytes = server.client().get_object(Bucket=server.bucket, Key=key)["Body"].read()
+    return content
+
+
+def keys(server: Server) -> list[str]:
+    """Keys of the server's bucket."""
+    return [item["Key"] for item in server.client().list_objects_v2(Bucket=server.bucket).get("Contents", [])]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """What --json wrote, a row a line."""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def left_behind(folder: Path) -> list[str]:

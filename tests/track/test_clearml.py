@@ -8,17 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from slmx import settings
 from slmx.events import Notice, Progress
 from slmx.track.clearml import IMPORT, SPOOL
+from slmx.track.clearml_sender import _bucket
 from slmx.track.trackers import TrackedRun, Trackers, TrackOptions, chosen_trackers, open_trackers
 from tests.s3.servers import running
 from tests.track.clearml_server import Server
@@ -38,9 +43,22 @@ class Heard:
         return [notice.text for notice in self.notices if notice.level == "warning"]
 
 
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.fixture(autouse=True)
-def _elsewhere(empty_folder: Path) -> None:
-    """No settings of whoever runs the tests reach the sender."""
+def _elsewhere(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings of whoever runs the tests reach the sender, and it leaves no temporary folder, however it ends."""
+    temporary = empty_folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    yield
+    until(lambda: not list(temporary.glob("slmx-clearml-*")))
 
 
 def report(trackers: Trackers, folder: Path, *, step: int = 0) -> None:
@@ -115,6 +133,26 @@ def test_a_resumed_run_goes_on_in_its_task(tmp_path: Path) -> None:
         assert len(server.tasks) == 1
 
 
+def until_the_sender_ended() -> None:
+    """What it said is here then, and not heard yet."""
+    until(lambda: not any(thread.name == "clearml" for thread in threading.enumerate()))
+
+
+def alive(process: int) -> bool:
+    """Or a zombie, that nobody has waited for."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def other_library(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender gets this instead of ClearML's library."""
+    (folder / "path" / "clearml").mkdir(parents=True)
+    (folder / "path" / "clearml" / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "path"))
+
+
 @pytest.fixture
 def stalling() -> Iterator[str]:
     """A port that accepts and then says nothing."""
@@ -130,11 +168,73 @@ def kept(heard: Heard, folder: Path, why: str) -> None:
 
 def test_a_server_that_refuses_costs_one_warning_and_the_session_is_kept(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        port = listening.getsockname()[1]
     heard = Heard()
-    with open_trackers(TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url}), heard) as trackers:
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": f"http://me:pass-w@rd@127.0.0.1:{port}"})
+    with open_trackers(options, heard) as trackers:
         report(trackers, tmp_path / "one")
     kept(heard, tmp_path / "one", "does not answer")
+    (warning,) = heard.warnings()
+    assert f"http://me:********@127.0.0.1:{port} does not answer" in warning
+    assert "pass-w" not in warning and "rd@" not in warning
+
+
+def test_a_refusal_that_is_heard_as_a_run_closes_does_not_stop_the_next_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    heard = Heard()
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": url})
+    with open_trackers(options, heard) as trackers:
+        trackers.start(TrackedRun("one", tmp_path / "one", "training", {}))
+        until_the_sender_ended()
+        trackers.close("done")
+        assert len(heard.warnings()) == 1
+        report(trackers, tmp_path / "two")
+    for name in ("one", "two"):
+        kept(heard, tmp_path / name, "does not answer")
+
+
+def test_where_no_session_can_be_written_either_the_run_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    broken = f"open({str(started)!r}, 'a').write('x')\nraise RuntimeError('broken library')\n"
+    other_library(tmp_path, broken, monkeypatch)
+    heard = Heard()
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": "http://127.0.0.1:9"})
+    with open_trackers(options, heard) as trackers:
+        trackers.start(TrackedRun("one", tmp_path / "one", "training", {}))
+        for step in range(4):
+            until_the_sender_ended()
+            trackers.scalars(step, {"loss": 0.5})
+        trackers.close("done")
+        report(trackers, tmp_path / "two")
+    assert started.read_text() == "xx"  # once for the server, once for an offline session
+    offline, given_up = heard.warnings()
+    assert "broken library" in offline and "broken library" in given_up and str(SPOOL) in given_up
+    for name in ("one", "two"):
+        assert '"report":"close"' in (tmp_path / name / SPOOL).read_text()
+
+
+def test_what_the_library_started_ends_with_the_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmx.track.clearml.STALLED_SECONDS", 4.0)
+    started = tmp_path / "started"
+    forks = f"""
+import os, time
+child = os.fork()
+if not child:
+    time.sleep(600)
+open({str(started)!r}, "a").write(f"{{child}}\\n")
+raise RuntimeError("broken library")
+"""
+    other_library(tmp_path, forks, monkeypatch)
+    options = TrackOptions(("clearml",), environment={"CLEARML_API_HOST": "http://127.0.0.1:9"}, wait_seconds=0)
+    with open_trackers(options) as trackers:
+        report(trackers, tmp_path / "one")
+        until(lambda: started.exists() and started.stat().st_size > 0)
+    children = [int(line) for line in started.read_text().split()]
+    assert len(children) == 2
+    until(lambda: not any(map(alive, children)))
 
 
 def test_a_server_that_accepts_and_stalls_does_not_slow_the_run(
@@ -194,14 +294,31 @@ with open_trackers(TrackOptions(("clearml",), offline=True)) as trackers:
         assert b"3.5" in session.read("metrics.jsonl")
 
 
+def test_the_bucket_is_reached_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bucket(**more: str) -> dict[str, Any]:
+        said = {"CLEARML_S3_BUCKET": "b", "CLEARML_S3_ENDPOINT": "https://store:9000", **more}
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in said.items()))
+        return _bucket(chosen_trackers(settings.load(), clearml=None, tensorboard=None).environment)
+
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-aws-keys")
+    aws = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_CA_BUNDLE": "aws.pem"}
+    found = bucket(**aws)
+    assert (found["key"], found["token"], found["verify"]) == ("key", "of-the-aws-keys", "aws.pem")
+    ours = {**aws, "CLEARML_S3_ACCESS_KEY": "ours", "CLEARML_S3_SECRET_KEY": "secret"}
+    found = bucket(**ours, CLEARML_S3_VERIFY_SSL="ours.pem")
+    assert (found["key"], found["token"], found["verify"]) == ("ours", "", "ours.pem")
+    assert bucket(**ours, CLEARML_S3_VERIFY_SSL="0")["verify"] is False
+    assert bucket()["verify"] is True
+
+
 @pytest.mark.slow
-def test_artifacts_go_to_the_bucket_of_the_settings_through_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running("rclone", tmp_path / "servers") as found, Server() as server:
+@pytest.mark.parametrize("tls", ["", "CLEARML_S3_VERIFY_SSL", "AWS_CA_BUNDLE"])
+def test_artifacts_go_to_the_bucket_of_the_settings_through_the_library(tmp_path: Path, tls: str) -> None:
+    with running("rclone", tmp_path / "servers", tls=bool(tls)) as found, Server() as server:
         store = found.with_bucket()
-        for name, value in {**server.environment(), **store.environment()}.items():
-            monkeypatch.setenv(name, value)
+        bundle = {"CLEARML_S3_VERIFY_SSL": "true", tls: store.ca_bundle} if tls else {}
+        environment = {**server.environment(), **store.environment(), **bundle}
+        (tmp_path / ".env").write_text("".join(f"{name}='{value}'\n" for name, value in environment.items()))
         options = chosen_trackers(settings.load(), clearml=None, tensorboard=None)
         heard = Heard()
         with open_trackers(options, heard) as trackers:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from slmx.track.trackers import TrackedRun, TrackOptions, open_trackers
 
@@ -36,6 +39,19 @@ def test_curves_tables_and_the_log(tmp_path: Path) -> None:
     assert "| a\\|b | &lt;script> |" in text(events, "metrics")
     assert "| q | a b |" in text(events, "predictions")
     assert "the first line" in text(events, "log")
+
+
+@pytest.mark.parametrize("secret", ['a-s$cret"', "a-s$cret\\", "a-s$cret<&|"])
+def test_no_secret_is_written_however_it_would_be_escaped(tmp_path: Path, secret: str) -> None:
+    run = TrackedRun("r", tmp_path, "training", {"nested": {"key": f"key={secret}"}})
+    with open_trackers(TrackOptions(("tensorboard",), secrets=[secret])) as trackers, trackers.run(run):
+        trackers.table("metrics", ["name"], [[f"a {secret} b"]])
+        trackers.samples("predictions", [{"answer": secret}])
+        trackers.text(f"key {secret}")
+        trackers.text(json.dumps({"key": secret}))
+    events = read(tmp_path)
+    for name in ("configuration", "metrics", "predictions", "log"):
+        assert "********" in text(events, name) and "s$cret" not in text(events, name)
 
 
 def test_a_resumed_run_takes_back_the_steps_that_are_done_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slmx.train.plan import TrainOptions
+from slmx.train.retriever_options import TrainOptions
 
 
 @pytest.fixture(autouse=True)

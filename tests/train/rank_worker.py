@@ -19,9 +19,10 @@ from slmx.errors import SlmxError
 from slmx.events import Notice, Progress
 from slmx.signals import Stop
 from slmx.train import batches
-from slmx.train.plan import TrainOptions, plan_training
+from slmx.train.plan import plan_training
 from slmx.train.ranks import Ranks, joined
 from slmx.train.retriever import train
+from slmx.train.retriever_options import TrainOptions
 
 PATHS = ("save_dir", "data_dir", "cache_dir")
 

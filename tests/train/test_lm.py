@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -285,3 +286,14 @@ def test_two_processes_learn_what_one_learns(asked: Asked, tmp_path: Path, strat
     assert all(torch.allclose(whole[name], shared[name], atol=2e-3) for name in whole)
     more = command("--save-dir", "two", "--num-gpus", "2", "--strategy", strategy, "--resume")
     assert more.returncode == 0, more.stderr
+
+
+def test_what_a_run_is_made_from_is_not_removed(asked: Asked, tmp_path: Path) -> None:
+    run(asked(steps=1))
+    folder = asked().save_dir
+    with pytest.raises(RefusedError, match="which this run is made from"):
+        run(asked(steps=1, preset="", init_from=folder, overwrite=True))
+    inside = shutil.copytree(asked().data, folder / "tokens")
+    with pytest.raises(RefusedError, match="which this run is made from"):
+        run(asked(steps=1, data=inside, overwrite=True))
+    assert (folder / "model.safetensors").is_file() and (inside / "train.bin").is_file()

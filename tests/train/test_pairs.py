@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slmx.data.forms import detect
+from slmx.data.forms import content, detect
 from slmx.data.forms.example import Example
 from slmx.errors import SlmxError, UsageError
 from slmx.events import Notice
 from slmx.files import key_of
+from slmx.train.losses import make_batch
 from slmx.train.pairs import TrainSet, find_leaks, known_positives, open_sets
 
 
@@ -163,3 +165,70 @@ def test_gold_passages_of_a_dataset_are_pairs(
     assert (
         app.run(["--quiet", "train", "retriever", "--save-dir", "x", "--dry-run", "--model", str(encoder_folder)]) == 0
     )
+
+
+def test_a_null_is_no_id_and_a_zero_is_one(rows_folder: Callable[..., Path], tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    synthetic = [{"question": f"q{n}", "doc_text": f"p{n}", "doc_id": None, "query_id": None} for n in range(3)]
+    rows = [{"query": f"a{n}", "positive": f"b{n}", "negatives": ["c"], "negative_ids": [None]} for n in range(3)]
+    rows[0]["positive_id"] = rows[0]["query_id"] = 0
+    rows[1]["positive_id"] = None
+    (tmp_path / "table").mkdir()
+    passages = [[{"docid": None, "text": f"e{n}"}] for n in range(3)]
+    table = pa.table({"query": ["d0", "d1", "d2"], "query_id": pa.nulls(3, pa.string()), "positive_passages": passages})
+    pq.write_table(table, tmp_path / "table" / "a.parquet")
+    sets = opened(rows_folder("synthetic", *synthetic), rows_folder("rows", *rows), tmp_path / "table")
+    assert [one.form for one in sets] == ["synthetic", "pairs", "pairs"]
+    ids = [[(e.query_id, e.positive_id) for e in one.examples()] for one in sets]
+    assert ids == [[("", "")] * 3, [("0", "0"), ("", ""), ("", "")], [("", "")] * 3]
+    assert all(e.negative_ids == [""] for e in sets[1].examples())
+    for one in sets:
+        batch = make_batch([one.pair(row, 0, 0) for row in range(3)], {}, 0)
+        assert not batch.false_negative.any()
+
+
+def test_marks_that_name_absent_documents_are_counted(
+    beir_folder: Path, autorag_folder: Path, lines: list[tuple[str, str]]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = beir_folder / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    rows = {"doc_id": [f"d{n}" for n in range(5)], "contents": [None, *(text for _, text in lines[1:5])]}
+    pq.write_table(pa.table(rows), autorag_folder / "corpus.parquet")
+    one, two = opened(beir_folder, autorag_folder)
+    assert len(one) == 5 and one.left_out == {"without a text": 1}  # d5 is gone; q5 asks nothing any more
+    assert len(two) == 5 and two.left_out == {"without a text": 2}  # d0 is empty, d5 is gone
+
+
+def test_autorag_without_its_files_or_columns_is_said(autorag_folder: Path, pairs_folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pytest.raises(SlmxError, match=r"There is no file .*qa\.parquet"):
+        opened(pairs_folder, forms=["autorag"])
+    pq.write_table(pa.table({"doc_id": ["d0"], "text": ["a"]}), autorag_folder / "corpus.parquet")
+    with pytest.raises(SlmxError, match=r"corpus\.parquet has no column contents") as caught:
+        opened(autorag_folder)
+    assert "doc_id, contents" in caught.value.hint
+
+
+def test_names_are_never_given_twice(pairs_folder: Path, tmp_path: Path) -> None:
+    for name in ("x/pairs-2", "y/pairs"):
+        shutil.copytree(pairs_folder, tmp_path / name)
+    names = [one.name for one in opened(tmp_path / "x/pairs-2", pairs_folder, tmp_path / "y/pairs")]
+    assert names == ["pairs-2", "pairs-3", "pairs-4"]
+
+
+def test_content_is_what_a_form_reads(beir_folder: Path) -> None:
+    before = content(beir_folder)
+    (beir_folder / "README.md").write_text("About these questions.")
+    (beir_folder / ".DS_Store").write_bytes(b"0")
+    shutil.copytree(beir_folder / "qrels", beir_folder / "run" / "checkpoints")
+    assert content(beir_folder) == before
+    (beir_folder / "qrels" / "train.tsv").write_text("q0\td0\t1\n")
+    assert content(beir_folder) != before

@@ -96,7 +96,7 @@ def test_the_model_is_pushed_and_what_is_of_this_machine_stays(hub: Hub, tmp_pat
     for name in ("model.safetensors", "1_Pooling/config.json", "README.md", "training_ids.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f'{{"is": "{name}"}}' if name != "README.md" else "---\ntags: [a]\n---\nhello")
-    for name in ("training.json", "leaks.json", "checkpoints/step_1/state.json", "logs/runs/events"):
+    for name in ("run.json", "leaks.json", "checkpoints/step_1/state.json", "logs/runs/events"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     done = push(hub, tmp_path)

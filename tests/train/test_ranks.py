@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from slmx.errors import INTERRUPTED, TERMINATED, UsageError
 from slmx.signals import Stop
 from slmx.train import checkpoints
-from slmx.train.plan import TrainOptions, plan_training
+from slmx.train.plan import plan_training
 from slmx.train.ranks import Ranks, devices
 from slmx.train.retriever import train
+from slmx.train.retriever_options import TrainOptions
 
 Asked = Callable[..., TrainOptions]
 Outcomes = list[list[dict[str, Any]]]
@@ -134,6 +135,8 @@ def test_which_device_each_process_gets() -> None:
             devices("auto", gpus=wrong)
     with pytest.raises(UsageError, match="both say how many"):
         devices("auto", gpus="0,1", num_gpus=2)
+    with pytest.raises(UsageError, match="--gpus names cards, --device cpu"):
+        devices("cpu", gpus="0,1")
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
             devices("auto", gpus="0,1")

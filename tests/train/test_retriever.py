@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,15 @@ from safetensors.torch import load_file
 
 from slmx import app
 from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
-from slmx.events import Listener, Notice, Progress, nobody
+from slmx.events import Notice
 from slmx.signals import Stop
-from slmx.train import checkpoints
-from slmx.train.plan import TrainOptions, parse_prompts, plan_training
-from slmx.train.retriever import TrainReport, train
+from slmx.train import checkpoints, retriever
+from slmx.train.folder import RUN_FILE
+from slmx.train.plan import plan_training
+from slmx.train.retriever import train
+from slmx.train.retriever_options import parse_prompts
 from slmx.train.update import learning_rate
-
-Asked = Callable[..., TrainOptions]
-
-
-def run(options: TrainOptions, *, stop_at: int = 0, listen: Listener = nobody) -> TrainReport:
-    """Train; at step `stop_at` somebody sends SIGTERM."""
-    stop = Stop()
-
-    def told(event: Progress | Notice) -> None:
-        if isinstance(event, Progress) and event.task == "train" and event.done == stop_at:
-            stop.signal = signal.SIGTERM
-        listen(event)
-
-    return train(plan_training(options, listen), stop=stop, listen=told)
+from tests.train.retriever_runs import Asked, run
 
 
 @pytest.mark.parametrize(("loss", "sampling"), [("mnrl", "mixed"), ("cached-mnrl", "alternate")])
@@ -104,8 +92,6 @@ def test_held_out_questions_judge_and_are_not_trained_on(asked: Asked, beir_fold
 def test_not_a_number_stops_at_its_step_and_keeps_the_checkpoint(
     asked: Asked, pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slmx.train import retriever
-
     calls = 0
 
     def loss(*args: Any, **settings: Any) -> torch.Tensor:
@@ -135,8 +121,19 @@ def test_what_is_there_is_not_replaced_by_chance(asked: Asked, tmp_path: Path, p
     (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(RefusedError, match="holds no training run"):
         run(asked(pairs_folder, save_dir=foreign, overwrite=True))
+    (foreign / RUN_FILE).write_text('{"format": 2, "batches": []}')  # of an evaluation
+    with pytest.raises(RefusedError, match="holds no training run"):
+        run(asked(pairs_folder, save_dir=foreign, overwrite=True))
+    assert (foreign / "thesis.txt").is_file()
     with pytest.raises(UsageError, match="no checkpoint"):
         run(asked(pairs_folder, save_dir=tmp_path / "new", resume=True))
+    with pytest.raises(UsageError, match="--resume goes on with a run, --overwrite begins anew"):
+        run(asked(pairs_folder, resume=True, overwrite=True))
+    with pytest.raises(UsageError, match=r"thesis\.txt is a file"):
+        run(asked(pairs_folder, save_dir=foreign / "thesis.txt"))
+    with pytest.raises(UsageError, match=r"--max-query-length 999 is more than the \d+ tokens"):
+        run(asked(pairs_folder, save_dir=tmp_path / "new", max_query_length=999))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_damaged_checkpoint_is_named(asked: Asked, pairs_folder: Path) -> None:
@@ -173,6 +170,9 @@ def test_losses_that_need_what_is_not_there(asked: Asked, pairs_folder: Path, sy
         plan_training(asked(synthetic_folder, loss="triplet"))
     with pytest.raises(UsageError, match="needs a teacher's scores"):
         plan_training(asked(pairs_folder, loss="margin-mse"))
+    for loss in ("triplet", "margin-mse"):
+        with pytest.raises(UsageError, match="learns from hard negatives; --negatives 0 leaves none"):
+            plan_training(asked(pairs_folder, loss=loss, negatives=0))
     with pytest.raises(UsageError) as caught:
         plan_training(asked(pairs_folder, loss="mnlr"))
     assert 'Did you mean "mnrl"' in str(caught.value)
@@ -190,6 +190,7 @@ def test_losses_that_need_what_is_not_there(asked: Asked, pairs_folder: Path, sy
         ({"loss": "gist"}, "guided by a model"),
         ({"guide": "dense"}, "guided by a model"),
         ({"loss": "gist", "guide": "bm25"}, "makes no vectors"),
+        ({"loss": "triplet", "scale": 5.0}, "no scale"),
         ({"average": 1.0}, "--average is a share below 1"),
         ({"push_to_hub": "me/mine"}, "HF_HUB_OFFLINE"),
         ({"push_to_hub": "no such/id/at all"}, "no id of the Hub"),

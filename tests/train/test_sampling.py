@@ -93,6 +93,8 @@ def test_seeds_differ() -> None:
     [
         ({"weights": [1]}, "1 weights for 2 data folders"),
         ({"weights": [1, 0]}, "above 0"),
+        ({"weights": [1, float("nan")]}, "above 0"),
+        ({"weights": [1, float("inf")]}, "above 0"),
         ({"weights": [1, 1], "sampling": "alternate"}, "weighted-alternate"),
         ({"sampling": "mixt"}, "mixed"),
         ({"batch_size": 30}, "about 18"),

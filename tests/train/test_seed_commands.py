@@ -29,7 +29,7 @@ def train(empty_folder: Path, encoder_folder: Path) -> Slmx:
 
 def plan_of(folder: str) -> dict[str, tuple[str, float]]:
     """Form and share of each dataset of a run."""
-    plan = json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))["plan"]
+    plan = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["plan"]
     return {one["name"]: (one["form"], one["share"]) for one in plan["sets"]}
 
 

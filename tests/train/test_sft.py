@@ -20,6 +20,7 @@ from slmx.models.tokenizers import load_tokenizer
 from slmx.signals import Stop
 from slmx.train import export
 from slmx.train.cross_entropy import IGNORED
+from slmx.train.folder import RUN_FILE
 from slmx.train.packing import Packed
 from slmx.train.ranks import joined
 from slmx.train.sft import SftOptions, SftTask, plan_sft, train_sft
@@ -429,3 +430,12 @@ def test_the_command(folders: dict[str, Path], empty_folder: Path) -> None:
     )
     assert said.returncode == 1
     assert "In the loss:" in said.stderr and "Which number" in said.stderr and "masks are all zero" in said.stderr
+
+
+def test_the_model_that_is_tuned_is_not_removed(folders: dict[str, Path], tmp_path: Path) -> None:
+    mine = shutil.copytree(folders["ours"], tmp_path / "run")
+    (mine / RUN_FILE).write_text('{"plan": {}}')
+    asked = options(folders, tmp_path, model=str(mine), overwrite=True)
+    with joined(["cpu"]) as ranks, pytest.raises(RefusedError, match="which this run is made from"):
+        train_sft(plan_sft(asked), ranks=ranks, stop=Stop())
+    assert (mine / "model.safetensors").is_file()

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slmx.data.forms.corpora import AUTORAG, BEIR, CROPS, GOLD
-from slmx.data.forms.example import Form, Reading
+from slmx.data.forms.example import ABOUT, Form, Reading
 from slmx.data.forms.msmarco import MSMARCO
 from slmx.data.forms.tables import PAIRS, SYNTHETIC
 from slmx.data.forms.unarxive import DOC_DOC, QUERY_DOC
@@ -32,6 +32,9 @@ FORMS: dict[str, Form] = {  # the first that fits
     "synthetic": SYNTHETIC,
     "pairs": PAIRS,
 }
+
+PARTS = ("queries", "qrels")  # folders within a training folder
+SUFFIXES = frozenset({".jsonl", ".json", ".parquet", ".tsv", ".pkl", ".pickle"})
 
 
 def detect(folder: Path) -> str:
@@ -59,17 +62,29 @@ def get(name: str) -> Form:
 
 
 def content(folder: Path) -> str:
-    """A hash of all files of a folder, by name and content."""
-    files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
+    """A hash of a folder's data, by name and content: what a form may read of it, and nothing that came beside."""
+    files = [folder] if folder.is_file() else sorted(_data_files(folder))
     names = [file.name if folder.is_file() else file.relative_to(folder).as_posix() for file in files]
     return hash_value([[name, hash_file(file)] for name, file in zip(names, files, strict=True)])
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """The files of tables and texts in a folder itself and in those of its parts that forms know.
+
+    Other folders in it are somebody else's: a run that trains on it, or negatives that were mined from it.
+    """
+    for part in (folder, *(folder / name for name in PARTS)):
+        for file in part.glob("*"):
+            known = not SUFFIXES.isdisjoint(file.suffixes) and file.name != ABOUT
+            if known and not file.name.startswith(".") and file.is_file():
+                yield file
 
 
 @dataclass(frozen=True)
 class FormCorpus:
     """The passages of a training folder as a corpus: all that it holds, or, in forms of pairs, its positives.
 
-    A positive without an id goes by a hash of its text.
+    A positive without an id goes by a hash of its text, and so does one whose id another text has already.
     """
 
     folder: Path
@@ -88,8 +103,12 @@ class FormCorpus:
             yield from form.passages(self.folder)
             return
         seen: set[int] = set()
+        ids: set[str] = set()
         for example in form.read(self.folder, self.how):
             key = key_of(example.positive)
             if key not in seen and example.positive.strip():
                 seen.add(key)
-                yield Passage(passage_id=example.positive_id or f"{key & (1 << 64) - 1:016x}", text=example.positive)
+                own = example.positive_id
+                passage_id = own if own and own not in ids else f"{key & (1 << 64) - 1:016x}"
+                ids.add(passage_id)
+                yield Passage(passage_id=passage_id, text=example.positive)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from slmx.data import beir
 from slmx.data.beir import passage_text
 from slmx.data.forms.example import Example, Form, Reading
-from slmx.data.forms.tables import parquet_rows
-from slmx.errors import UsageError
+from slmx.data.forms.tables import as_id, parquet_rows
+from slmx.errors import SlmxError, UsageError
 from slmx.files import read_lines
 from slmx.records import Passage
 
@@ -21,7 +22,7 @@ def _fits_beir(folder: Path) -> bool:
 
 
 def _read_beir(folder: Path, how: Reading) -> Iterator[Example]:
-    """Every query of the split with every passage that its marks call relevant."""
+    """Every query of the split with every passage that its marks call relevant; without a text where it is absent."""
     path = folder / "qrels" / f"{how.split}.tsv"
     if not path.is_file():
         raise UsageError(f"{folder} has no {path.name} in qrels.", hint=f"There are: {', '.join(beir.splits(folder))}.")
@@ -30,10 +31,10 @@ def _read_beir(folder: Path, how: Reading) -> Iterator[Example]:
     texts = {p.passage_id: passage_text(p) for p in beir.read_corpus(folder) if p.passage_id in wanted}
     for question in beir.read_queries(folder):
         for passage_id, grade in qrels.get(question.question_id, {}).items():
-            if grade > 0 and passage_id in texts:
+            if grade > 0:
                 yield Example(
                     query=question.question,
-                    positive=texts[passage_id],
+                    positive=texts.get(passage_id, ""),
                     query_id=question.question_id,
                     positive_id=passage_id,
                 )
@@ -46,15 +47,17 @@ BEIR = Form("corpus.jsonl, queries.jsonl and qrels/train.tsv", _fits_beir, _read
 
 
 def _read_gold(folder: Path, _how: Reading) -> Iterator[Example]:
-    """Every question with each of its gold passages, as `slmx.data.passages` marked them: long answers, else short."""
+    """Every question with each of its gold passages, as `slmx.data.passages` marked them: long answers, else short.
+
+    A passage that is absent has no text.
+    """
     gold = {question.question_id: question.gold.at("long") for question in beir.read_queries(folder)}
     wanted = {passage for ids in gold.values() for passage in ids}
     texts = {p.passage_id: passage_text(p) for p in beir.read_corpus(folder) if p.passage_id in wanted}
     for question in beir.read_queries(folder):
         for passage_id in gold[question.question_id]:
-            if passage_id in texts:
-                query_id, query = question.question_id, question.question
-                yield Example(query=query, positive=texts[passage_id], query_id=query_id, positive_id=passage_id)
+            query_id, query = question.question_id, question.question
+            yield Example(query=query, positive=texts.get(passage_id, ""), query_id=query_id, positive_id=passage_id)
 
 
 # Never told apart by the files: the same folder may be there to be evaluated on.
@@ -71,23 +74,31 @@ def _fits_autorag(folder: Path) -> bool:
 
 
 def _read_autorag(folder: Path, _how: Reading) -> Iterator[Example]:
-    """Every query with each document of its `retrieval_gt`, groups flattened."""
+    """Every query with each document of its `retrieval_gt`, groups flattened; without a text where it is absent."""
     gold = [
-        (row, [one for group in row["retrieval_gt"] for one in group]) for row in parquet_rows(folder / "qa.parquet")
+        (as_id(qid), query or "", [as_id(one) for group in groups or [] for one in group or []])
+        for qid, query, groups in _columns(folder / "qa.parquet", "qid", "query", "retrieval_gt")
     ]
-    wanted = {doc_id for _, ids in gold for doc_id in ids}
-    rows = parquet_rows(folder / "corpus.parquet")
-    texts = {row["doc_id"]: row["contents"] for row in rows if row["doc_id"] in wanted}
-    for row, ids in gold:
+    wanted = {doc_id for _, _, ids in gold for doc_id in ids}
+    texts = {one.passage_id: one.text for one in _autorag_passages(folder) if one.passage_id in wanted}
+    for query_id, query, ids in gold:
         for doc_id in ids:
-            if doc_id in texts:
-                query_id, query = str(row["qid"]), row["query"]
-                yield Example(query=query, positive=texts[doc_id], query_id=query_id, positive_id=str(doc_id))
+            yield Example(query=query, positive=texts.get(doc_id, ""), query_id=query_id, positive_id=doc_id)
 
 
 def _autorag_passages(folder: Path) -> Iterator[Passage]:
-    for row in parquet_rows(folder / "corpus.parquet"):
-        yield Passage(passage_id=str(row["doc_id"]), text=row["contents"])
+    for doc_id, contents in _columns(folder / "corpus.parquet", "doc_id", "contents"):
+        yield Passage(passage_id=as_id(doc_id), text=contents or "")
+
+
+def _columns(file: Path, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The named columns of a table, row by row; SlmxError for one that is absent."""
+    for row in parquet_rows(file):
+        if missing := [name for name in names if name not in row]:
+            raise SlmxError(
+                f"{file} has no column {', '.join(missing)}.", hint=f"AutoRAG's columns are {', '.join(names)}."
+            )
+        yield tuple(row[name] for name in names)
 
 
 AUTORAG = Form("corpus.parquet and qa.parquet", _fits_autorag, _read_autorag, _autorag_passages)

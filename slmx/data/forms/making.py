@@ -49,7 +49,8 @@ class Making:
 def finished(folder: Path, made_by: str, identity: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """What the same command, from the same content, left here when it ended; None: there is something to do.
 
-    A folder of another command, or of the same one with other settings, is removed when `overwrite` says so.
+    A folder of another command, or of the same one with other settings, is passed when `overwrite` says so; it stays as
+    it is until `making` begins, or another is put in its place.
 
     Raises:
         RefusedError: the folder holds something else.
@@ -58,11 +59,8 @@ def finished(folder: Path, made_by: str, identity: Mapping[str, Any], *, overwri
         return None
     check_place(folder, marker=ABOUT, overwrite=True)
     about = _read(folder)
-    known = {**about.identity, "command": about.made_by}
-    wanted = {**identity, "command": made_by}
-    differing = [name for name in dict.fromkeys([*known, *wanted]) if known.get(name) != wanted.get(name)]
+    differing = _differing(about, About(made_by=made_by, identity=dict(identity)))
     if differing and overwrite:
-        shutil.rmtree(folder)
         return None
     if differing:
         raise RefusedError(
@@ -74,13 +72,26 @@ def finished(folder: Path, made_by: str, identity: Mapping[str, Any], *, overwri
 
 @contextmanager
 def making(folder: Path, made_by: str, identity: Mapping[str, Any]) -> Iterator[Making]:
-    """Begin, or go on with, a folder that `finished` let pass. RefusedError where another process is at it."""
+    """Begin, or go on with, a folder that `finished` let pass; what another command left there is removed now.
+
+    Raises:
+        RefusedError: another process is at it.
+    """
     about = About(made_by=made_by, identity=dict(identity))
+    if (folder / ABOUT).is_file() and _differing(_read(folder), about):
+        with open_rows(folder / JOURNAL):
+            shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ABOUT).is_file():
         write_json(folder / ABOUT, about)
     with open_rows(folder / JOURNAL) as rows:
         yield Making(folder, about, rows)
+
+
+def _differing(one: About, other: About) -> list[str]:
+    """In what two folders of pairs differ, by name."""
+    known, wanted = ({**about.identity, "command": about.made_by} for about in (one, other))
+    return [name for name in dict.fromkeys([*known, *wanted]) if known.get(name) != wanted.get(name)]
 
 
 def _read(folder: Path) -> About:

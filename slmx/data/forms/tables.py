@@ -26,6 +26,8 @@ def parquet_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     try:
         for batch in pq.ParquetFile(file).iter_batches(ROWS_A_BATCH):
             yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise SlmxError(f"There is no file {file}.", hint="Check the folder and its form (--forms).") from None
     except ArrowInvalid as error:
         raise SlmxError(f"{file} is damaged: {error}.", hint="Fetch it again.") from None
 
@@ -86,11 +88,11 @@ def _pair(row: Mapping[str, Any]) -> Iterator[Example]:
     """The Examples of one row, one for every positive. Raises TypeError or ValueError where it is no pair."""
     query = _first(row, QUERY)
     positives, negatives = _passages(_first(row, POSITIVE)), _passages(_first(row, NEGATIVE))
-    if len(positives) == 1 and row.get("positive_id"):
-        positives = [(positives[0][0], str(row["positive_id"]))]
+    if len(positives) == 1 and as_id(row.get("positive_id")):
+        positives = [(positives[0][0], as_id(row["positive_id"]))]
     own_ids = row.get("negative_ids") or []
     if len(own_ids) == len(negatives):
-        negatives = [(text, str(own)) for (text, _), own in zip(negatives, own_ids, strict=True)]
+        negatives = [(text, as_id(own)) for (text, _), own in zip(negatives, own_ids, strict=True)]
     # sentence-transformers numbers further negatives: negative_1, negative_2 …
     negatives += [(str(row[key]), "") for key in sorted(row) if key.startswith("negative_") and key[9:].isdigit()]
     if not isinstance(query, str) or not positives:
@@ -103,11 +105,16 @@ def _pair(row: Mapping[str, Any]) -> Iterator[Example]:
             query=query,
             positive=text,
             negatives=[negative for negative, _ in negatives],
-            query_id=str(row.get("query_id", "")),
+            query_id=as_id(row.get("query_id")),
             positive_id=own_id,
             negative_ids=[negative_id for _, negative_id in negatives],
             scores=[scores[0][place], *scores[1]] if scores[0] else [],
         )
+
+
+def as_id(value: Any) -> str:
+    """An id as a text; null is no id, and 0 is one."""
+    return "" if value is None else str(value)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -127,7 +134,7 @@ def _passages(value: Any) -> list[tuple[str, str]]:
         if isinstance(item, str):
             found.append((item, ""))
         elif isinstance(item, Mapping) and isinstance(item.get("text"), str):
-            found.append((f"{item.get('title') or ''} {item['text']}".strip(), str(item.get("docid", ""))))
+            found.append((f"{item.get('title') or ''} {item['text']}".strip(), as_id(item.get("docid"))))
         else:
             raise TypeError("a passage is a text, or an object with a text")
     return found
@@ -157,7 +164,7 @@ def _read_synthetic(folder: Path, _how: Reading) -> Iterator[Example]:
             question, text = row.get("question"), row.get("doc_text")
             if not isinstance(question, str) or not isinstance(text, str):
                 raise SlmxError(f"{file}, line {line}: question and doc_text must be texts.")
-            query_id, doc_id = str(row.get("query_id", "")), str(row.get("doc_id", ""))
+            query_id, doc_id = as_id(row.get("query_id")), as_id(row.get("doc_id"))
             yield Example(query=question, positive=text, query_id=query_id, positive_id=doc_id)
 
 

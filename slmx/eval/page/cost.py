@@ -32,8 +32,17 @@ def cost(material: Material) -> Section | None:
 
 def seconds(run: Shown) -> float | None:
     """Seconds a question, retrieving and answering together; None where it was not measured."""
-    total, n = run.mean("duration_seconds"), run.mean("num_examples")
-    return total / n if total and n else None
+    total, n, timed = run.mean("duration_seconds"), run.mean("num_examples"), _timed(run)
+    if not (total and n and timed):
+        return None
+    retrieving = run.mean("retrieve_seconds") or 0.0
+    return retrieving / n + (total - retrieving) / timed
+
+
+def _timed(run: Shown) -> float | None:
+    """How many questions the time of answering is of: all of them, unless the run was killed in between."""
+    timed = run.mean("timed_questions")
+    return run.mean("num_examples") if timed is None else timed
 
 
 def frontier(runs: Sequence[tuple[float, float]]) -> list[bool]:
@@ -86,12 +95,19 @@ def _speed(material: Material) -> Table:
         "Questions and tokens a second are those of answering. Retrieving takes the time that it took in this run: "
         "where no index was in the cache it includes building one. – stands for nothing measured."
     )
+    for run in material.runs:
+        timed, n = _timed(run), run.mean("num_examples")
+        if timed is not None and n and timed < n:
+            note += (
+                f" {run.named} was killed in between: its time and energy are known of {count(timed)} of {count(n)} "
+                "questions, and what is told a question is of these."
+            )
     return Table("Speed", [Column("run", "words"), *map(Column, heads)], rows, note=note, wide=True)
 
 
 def _rate(run: Shown, name: str) -> float | None:
-    tokens, spent = run.mean(name), run.mean("generate_seconds")
-    return tokens / spent if tokens and spent else None
+    tokens, spent, n, timed = run.mean(name), run.mean("generate_seconds"), run.mean("num_examples"), _timed(run)
+    return tokens / n * timed / spent if tokens and spent and n and timed else None
 
 
 def _sizes(material: Material) -> Table:

@@ -20,7 +20,7 @@ def differences(material: Material) -> Section | None:
         "Between retrievers": material.pairs_of_retrievers(),
         "Passages against none": material.pairs_with_nothing(),
         "The gold passage against what was found": material.pairs_with_gold(),
-        "Between models": material.pairs_of_models(),
+        "Between models, or settings of one": material.pairs_of_models(),
     }
     tables = [table for title, pairs in kinds.items() if (table := _table(material, title, pairs))]
     if not tables:
@@ -31,7 +31,8 @@ def differences(material: Material) -> Section | None:
         "Runs are compared on the same questions. A difference is called real where chance would show one in fewer "
         f"than 5 of 100 such families of comparisons (p after Holm's correction for {_family(material)} tests: "
         "McNemar's exact test for right and wrong, a paired bootstrap for the rest). “Could be seen” is the smallest "
-        "true difference that so many questions show in four of five cases; below it, “not shown” does not mean none.",
+        "true difference that so many questions show in four of five cases, before that correction; below it, “not "
+        "shown” does not mean none.",
         tables,
         [
             Key("c-helped", "the second is better"),

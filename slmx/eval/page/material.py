@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test
+from slmx.eval.compare import Comparison, Decomposition, Estimate, Pair, Reading, Test, group_of, utilisation
 from slmx.eval.join import Joined
 from slmx.eval.metrics import aggregate
 from slmx.eval.results import RETRIEVAL_VERSIONS, metric_names, score_all
@@ -96,6 +97,14 @@ class Material:
         """The models in the order of the runs."""
         return list(dict.fromkeys(run.model for run in self.runs))
 
+    @cached_property
+    def groups(self) -> list[list[Shown]]:
+        """The runs that share weights, template and settings, in the order of the runs: a model may have several."""
+        groups: dict[str, list[Shown]] = {}
+        for run in self.runs:
+            groups.setdefault(group_of(run.run), []).append(run)
+        return list(groups.values())
+
     def pairs_of_retrievers(self) -> list[tuple[Shown, Shown]]:
         """Two retrievers, or two k, with the same model."""
         return [(a, b) for a, b in self._within_models() if (a.context, b.context) == ("retrieved", "retrieved")]
@@ -109,17 +118,13 @@ class Material:
         return [(a, b) for a, b in self._within_models() if (a.context, b.context) == ("retrieved", "oracle")]
 
     def pairs_of_models(self) -> list[tuple[Shown, Shown]]:
-        """Two models with the same kind of context."""
-        pairs = combinations(self.runs, 2)
-        return [(a, b) for a, b in pairs if a.model != b.model and a.run.cell.shows == b.run.cell.shows]
+        """Two models, or one with two settings, with the same kind of context."""
+        pairs = [(a, b) for a, b in combinations(self.runs, 2) if a.run.cell.shows == b.run.cell.shows]
+        return [(a, b) for a, b in pairs if group_of(a.run) != group_of(b.run)]
 
     def _within_models(self) -> list[tuple[Shown, Shown]]:
         """All pairs of runs that share weights, template and settings, in the order of the runs."""
-        kept = []
-        for one in self.comparison.decompositions:
-            labels = {one.without, one.oracle, *(reading.run for reading in one.contexts)}
-            kept += list(combinations([run for run in self.runs if run.label in labels], 2))
-        return kept
+        return [pair for group in self.groups for pair in combinations(group, 2)]
 
     def step(self, first: Shown, second: Shown) -> str:
         """From one run to another: "bm25, k=5 → hybrid, k=5 (C → D)", with the model where there are several."""
@@ -140,6 +145,10 @@ class Material:
         """What the run's model makes of the run's passages; None for runs without context, or without others."""
         one = self.decomposition(run)
         return next((reading for reading in one.contexts if reading.run == run.label), None) if one else None
+
+    def utilisation(self, run: Shown) -> Estimate | None:
+        """The share right where the passages hold an answer; None without context."""
+        return utilisation(self.joined, run.place, seed=self.comparison.seed)
 
     def pair(self, first: Shown, second: Shown) -> Pair:
         """The comparison of two runs, `first` being the one that comes first in the list of runs."""

@@ -1,4 +1,4 @@
-"""Numbers as the report writes them: shares in percent with one decimal, intervals, p values, counts, sizes."""
+"""Numbers as a report and a comparison show them: percent with one decimal, intervals, p values, counts, sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ REAL = 0.05  # a difference counts as real where Holm's adjusted p is below
 
 
 def percent(value: float | None) -> str:
-    """0.3815 as "38.2"; "–" for None."""
-    return NONE if value is None else f"{100 * value:.1f}"
+    """0.3815 as "38.2", with a true minus, and none before 0.0; "–" for None."""
+    text = NONE if value is None else f"{100 * value:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(value: float | None, ends: tuple[float, float] | None) -> str:
@@ -41,18 +42,12 @@ def estimate(made: Estimate | None) -> str:
 def span(low: float, high: float) -> str:
     """ "36.3–40.0", and with words between where a sign would stand against the dash."""
     between = " to " if low < 0 or high < 0 else "–"
-    return f"{signless(low)}{between}{signless(high)}"
-
-
-def signless(value: float) -> str:
-    """A share in percent with a true minus, and no minus before 0.0."""
-    text = f"{100 * value:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", "\N{MINUS SIGN}")
+    return f"{percent(low)}{between}{percent(high)}"
 
 
 def points(value: float) -> str:
     """A difference in points with its sign: "+4.8", "−0.3"."""
-    text = signless(value)
+    text = percent(value)
     return text if text.startswith("\N{MINUS SIGN}") or text == "0.0" else f"+{text}"
 
 

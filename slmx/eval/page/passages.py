@@ -23,10 +23,8 @@ def passages(material: Material) -> Section | None:
         return None
     rows: list[list[Cell]] = []
     for run in runs:
-        reading = material.reading(run)
         found = [measured(run.mean(name), run.interval(name)) for name in there]
-        used = reading.utilisation if reading else None
-        rows.append([run.named, *found, estimated(material.right(run)), estimated(used)])
+        rows.append([run.named, *found, estimated(material.right(run)), estimated(material.utilisation(run))])
     columns = [
         Column("run", "words"),
         *(Column(title) for title in there.values()),
@@ -36,8 +34,9 @@ def passages(material: Material) -> Section | None:
     return Section(
         "passages",
         "What was found, and what was made of it",
-        "Coverage: a gold answer stands in the passages given, which bounds what can be read from them. nDCG, recall, "
-        "MRR and hit judge the ranking by the marked gold passages. Right where covered (utilisation): of the "
-        "questions whose passages hold the answer, the share that the model answers right.",
+        "Coverage: a gold answer stands in the passages retrieved, which bounds what can be read from them. nDCG, "
+        "recall, MRR and hit judge the ranking by the marked gold passages. Right where covered (utilisation): of the "
+        "questions whose passages hold the answer, the share that the model answers right. Passages count as they were "
+        "retrieved: what did not fit into the prompts stands under “Form of the answers”.",
         [Table("Retrieval beside answers, % (95 % interval)", columns, rows, wide=True)],
     )

@@ -21,7 +21,7 @@ def setup(material: Material) -> Section:
             "tests",
             "McNemar's exact test for right and wrong, paired bootstrap for the rest, Holm over each metric's pairs",
         ],
-        ["smallest visible difference", "80 % power at 5 %, from the scatter of these pairs"],
+        ["smallest visible difference", "80 % power at 5 %, before Holm's correction, from the scatter of these pairs"],
     ]
     return Section(
         "setup",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from slmx.eval.compare import Test
+from slmx.eval.metrics import METRICS
 from slmx.eval.page.cost import seconds
 from slmx.eval.page.form import leaked_tag
 from slmx.eval.page.material import Material, Shown
@@ -23,7 +24,10 @@ _OFTEN = 0.05  # a flaw in more than this share of a run's answers is worth a ca
 
 @dataclass(frozen=True)
 class Choice:
-    """The retrievers of one model: the best, and how each other one stands against it (test in favour of the best)."""
+    """The retrievers of a model with its settings: the best, and how each other one stands against it.
+
+    The tests are in favour of the best.
+    """
 
     best: Shown
     others: Sequence[tuple[Shown, Test]]
@@ -35,27 +39,34 @@ class Choice:
 
 
 def verdict(material: Material) -> list[str]:
-    """One or two sentences that answer the question of the report, then what supports them, a model each."""
-    choices = [choice for model in material.models if (choice := _choice(material, model))]
+    """One or two sentences that answer the question of the report, then what supports them, a model each.
+
+    Retrievers are chosen among runs of the same settings, so that what a setting changes is no merit of a retriever.
+    """
+    choices = [choice for group in material.groups if (choice := _choice(material, group))]
     if not choices:
         return _without_retrievers(material)
-    several = len(material.models) > 1
+    several = len(material.groups) > 1
     supports = [
-        f"{choice.best.model}: {said}" if several else said for choice in choices for said in _support(material, choice)
+        f"{_reader(material, choice)}: {said}" if several else said
+        for choice in choices
+        for said in _support(material, choice)
     ]
     return [_headline(material, choices), *supports]
 
 
 def called(material: Material, run: Shown) -> str:
-    """A run's retriever in a sentence; with its k where the runs differ in it."""
+    """A run's retriever in a sentence; with its k where the runs differ in it, or the run where that is too little."""
     cell = run.run.cell
+    group = next(group for group in material.groups if run in group)
+    if sum(other.run.cell.shows == cell.shows for other in group) > 1:  # over another corpus, say
+        return run.named
     several = len({other.run.cell.k for other in material.runs if other.context == "retrieved"}) > 1
     return f"{cell.retriever} with k={cell.k}" if several else cell.retriever
 
 
-def _choice(material: Material, model: str) -> Choice | None:
-    runs = [run for run in material.runs if run.model == model and run.context == "retrieved"]
-    scored = [run for run in runs if material.right(run).mean is not None]
+def _choice(material: Material, group: Sequence[Shown]) -> Choice | None:
+    scored = [run for run in group if run.context == "retrieved" and material.right(run).mean is not None]
     if not scored:
         return None
     best = max(scored, key=lambda run: material.right(run).mean or 0.0)
@@ -84,25 +95,40 @@ def _headline(material: Material, choices: Sequence[Choice]) -> str:
     best = list(dict.fromkeys(called(material, choice.best) for choice in contested))
     if len(best) == 1 and len(clear) == len(contested):
         others = list(dict.fromkeys(called(material, run) for choice in contested for run, _ in choice.others))
-        models = f" with {_all_of(len(contested))}" if len(contested) > 1 else ""
+        models = f" with {_all_of(contested)}" if len(contested) > 1 else ""
         return f"Use {best[0]}. It is better than {listed(others)}{models}, and the difference is real, not chance."
     if len(contested) == 1:
         return _tie(material, contested[0])
     if not clear:
         return (
-            f"No clear winner: with {_all_of(len(contested))} no difference between the best retriever and the next "
+            f"No clear winner: with {_all_of(contested)} no difference between the best retriever and the next "
             f"could be shown on these {material.comparison.questions:,} questions."
         )
     told = []
     for choice in contested:
         names = [called(material, run) for run in (choice.best, *(run for run, _ in choice.equals))]
         real = "a real difference" if choice in clear else "no real difference shown"
-        told.append(f"with {choice.best.model} use {' or '.join(names)} ({real})")
-    return f"It depends on the model: {'; '.join(told)}."
+        told.append(f"with {_reader(material, choice)} use {' or '.join(names)} ({real})")
+    return f"It depends on the {_differing(contested)}: {'; '.join(told)}."
 
 
-def _all_of(models: int) -> str:
-    return "both models" if models == 2 else f"all {models} models"
+def _reader(material: Material, choice: Choice) -> str:
+    """The model of a choice; with its runs' letters where the model has other settings beside."""
+    groups = [group for group in material.groups if group[0].model == choice.best.model]
+    if len(groups) == 1:
+        return choice.best.model
+    keys = [run.key for group in groups if choice.best in group for run in group]
+    return f"{choice.best.model} ({', '.join(keys)})"
+
+
+def _differing(choices: Sequence[Choice]) -> str:
+    return "settings" if len({choice.best.model for choice in choices}) == 1 else "model"
+
+
+def _all_of(choices: Sequence[Choice]) -> str:
+    models = len({choice.best.model for choice in choices})
+    what = "models" if models == len(choices) else "settings" if models == 1 else "models and settings"
+    return f"both {what}" if len(choices) == 2 else f"all {len(choices)} {what}"
 
 
 def _tie(material: Material, choice: Choice) -> str:
@@ -124,7 +150,9 @@ def _tie(material: Material, choice: Choice) -> str:
 
 
 def _only_retriever(material: Material, choices: Sequence[Choice]) -> str:
-    name = called(material, choices[0].best)
+    name, *others = dict.fromkeys(called(material, choice.best) for choice in choices)
+    if others:
+        return f"No two retrievers were tried with one and the same {_differing(choices)}: {listed([name, *others])}."
     tests = [test for choice in choices if (test := _against_nothing(material, choice.best))]
     if not tests:
         return f"Only one retriever was tried, {name}: there is nothing to compare it with."
@@ -134,7 +162,7 @@ def _only_retriever(material: Material, choices: Sequence[Choice]) -> str:
         return f"Do without {name}: its passages make answers worse, and the difference is real, not chance."
     if not any(map(is_real, tests)):
         return f"Whether {name} helps could not be shown on these {material.comparison.questions:,} questions."
-    return f"Whether {name} helps depends on the model."
+    return f"Whether {name} helps depends on the {_differing(choices)}."
 
 
 def _support(material: Material, choice: Choice) -> list[str]:
@@ -149,7 +177,9 @@ def _support(material: Material, choice: Choice) -> list[str]:
 
 def _against(material: Material, best: Shown, other: Shown, test: Test) -> str:
     smallest = test.smallest_difference
-    seen = "" if smallest is None else f" With so many questions a difference shows from about {_points(smallest)} on."
+    alone = f", before the correction for {test.family} comparisons" if test.family > 1 else ""
+    seen = "" if smallest is None else f" With so many questions a difference shows from about {_points(smallest)} on"
+    seen += f"{alone}." if seen else ""
     kind = "a real difference" if is_real(test) else "no real difference shown"
     return (
         f"{called(material, best)} answers {percent(material.right(best).mean)} % right, {called(material, other)} "
@@ -242,8 +272,22 @@ def cautions(material: Material) -> list[str]:
     if comparison.questions < _FEW_QUESTIONS:
         notes.append(f"Only {comparison.questions:,} questions: small differences cannot be seen.")
     if comparison.unscored:
-        notes.append(f"{comparison.unscored:,} questions have no gold answer and are in no share of right answers.")
-    return notes + [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
+        notes.append(
+            f"{comparison.unscored:,} questions have no gold answer or no grade and are in no share of right answers."
+        )
+    notes += [f"{run.named}: {', '.join(flaws)}." for run in material.runs if (flaws := _flaws(run))]
+    return notes + [
+        f"{run.named}: {listed(old)} of results.json were measured by another version's rules, while right and wrong "
+        f"are today's; `slmx eval rescore {run.run.path} --overwrite` measures them again."
+        for run in material.runs
+        if (old := _measured_otherwise(run))
+    ]
+
+
+def _measured_otherwise(run: Shown) -> list[str]:
+    """The stored metrics whose rules have changed since; what the answers do not tell (retrieval, a judge) aside."""
+    stored = run.facts.get("metric_versions", {})
+    return [name for name, version in stored.items() if name in METRICS and METRICS[name].version != version]
 
 
 def _flaws(run: Shown) -> list[str]:

@@ -12,9 +12,10 @@ import pytest
 
 from slmx.eval.compare import compare
 from slmx.eval.join import join
-from slmx.eval.page.cost import frontier
+from slmx.eval.page.cost import frontier, seconds
 from slmx.eval.page.material import Material, answer_classes, gather
 from slmx.eval.page.parts import Measured, Table
+from slmx.eval.page.verdict import verdict
 from slmx.eval.report import compose
 from slmx.eval.runs import find_runs, order
 from slmx.records import Question
@@ -99,6 +100,16 @@ def test_utilisation_stands_beside_coverage(rows: Rows) -> None:
     assert (hybrid["coverage"], hybrid["right"], hybrid["right where covered"]) == ("100.0", "73.3", "73.3")
 
 
+def test_utilisation_needs_one_run_alone(tmp_path: Path) -> None:
+    asked = [Question(question_id=str(i), question="what", answers=["x"]) for i in range(4)]
+    passages = [["the x"], ["the x"], ["the x"], ["nothing"]]
+    make_run(tmp_path, cell("one", "retrieved", "bm25"), asked, ["x", "x", "y", "y"], passages)
+    make_run(tmp_path, cell("two", "none"), asked, ["y"] * 4)
+    joined = join(find_runs([tmp_path]))
+    section = next(s for s in compose(gather(joined, compare(joined))).sections if s.anchor == "passages")
+    assert [str(row[-1]).split()[0] for row in section.blocks[0].rows] == ["66.7"]  # type: ignore[union-attr]
+
+
 def test_groups_of_the_metadata(rows: Rows) -> None:
     topics = rows("groups", 0)
     assert {name: row["questions"] for name, row in topics.items()} == {
@@ -120,6 +131,22 @@ def test_the_audit_of_answers(rows: Rows) -> None:
 def test_speed_and_machine(rows: Rows) -> None:
     assert rows("cost", 0)["B · bm25, k=5"]["questions/s"] == "25.0"
     assert rows("cost", 1)["B · bm25, k=5"]["machine"] == "cpu made up float32"
+
+
+def test_a_killed_run_costs_what_its_timed_questions_cost(tmp_path: Path) -> None:
+    n = 60
+    asked = [Question(question_id=str(i), question="what", answers=["x"]) for i in range(n)]
+    slow = {"retrieve_seconds": 6.0, "generate_seconds": 12.0, "duration_seconds": 18.0, "timed_questions": 3}
+    whole = {"retrieve_seconds": 6.0, "generate_seconds": 30.0, "duration_seconds": 36.0, "timed_questions": n}
+    for retriever, cost in (("bm25", slow), ("hybrid", whole)):
+        make_run(tmp_path, cell("tiny", "retrieved", retriever), asked, ["x"] * n, [["one"]] * n, cost=cost)
+    joined = join(find_runs([tmp_path]))
+    made = gather(joined, compare(joined))
+    assert [seconds(run) for run in made.runs] == pytest.approx([6 / n + 12 / 3, 36 / n])
+    assert any("The fastest here was hybrid" in line for line in verdict(made))
+    (cost_section,) = (section for section in compose(made).sections if section.anchor == "cost")
+    (note,) = (block.note for block in cost_section.blocks if isinstance(block, Table) and block.caption == "Speed")
+    assert f"known of 3 of {n} questions" in note and note.count("was killed") == 1
 
 
 def test_equal_answers_share_a_number(tmp_path: Path) -> None:
