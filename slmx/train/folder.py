@@ -70,7 +70,19 @@ class Asked(Protocol):
 
 
 def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
-    """Make the save folder; the checkpoint to go on from, or None for a new run.
+    """Make the save folder; the checkpoint to go on from, or None for a new run. Arguments and errors as `look`."""
+    found = look(options, sources)
+    if found is not None:
+        checkpoints.clear(options.save_dir)
+        return found
+    if options.save_dir.is_dir() and any(options.save_dir.iterdir()):
+        shutil.rmtree(options.save_dir)
+    options.save_dir.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def look(options: Asked, sources: Iterable[Path]) -> Path | None:
+    """May the run have its save folder? The checkpoint to go on from, or None for a new run; nothing is changed.
 
     Args:
         sources: what the run is made from: models and data. They are never removed to make room for it.
@@ -89,7 +101,6 @@ def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
         found = checkpoints.latest(folder)
         if found is None:
             raise UsageError(f"There is no checkpoint in {folder}.", hint="Leave out --resume to begin.")
-        checkpoints.clear(folder)
         return found
     if filled and not options.overwrite:
         raise RefusedError(f"{folder} is not empty.", hint="--resume goes on with it, --overwrite begins anew.")
@@ -97,8 +108,6 @@ def prepare(options: Asked, sources: Iterable[Path]) -> Path | None:
         if not _is_training(folder):
             raise RefusedError(f"{folder} holds no training run; it is not replaced.", hint="Give another --save-dir.")
         _keep(sources, folder)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     return None
 
 

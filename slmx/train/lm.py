@@ -22,7 +22,7 @@ from slmx.files import hash_value
 from slmx.records import Record
 from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
-from slmx.train import attention, export, settle, writing
+from slmx.train import attention, export, folder, settle, writing
 from slmx.train.lm_plan import LmPlan, Planned, content_of, render_plan
 from slmx.train.loop import Batch, LoopReport, run
 from slmx.train.loop_options import LoopOptions, loop_options
@@ -140,7 +140,7 @@ def prepare_lm(planned: Planned, ranks: Ranks, listen: Listener = nobody) -> tup
         rate=settled.rate,
         from_checkpoint=" (--init-from takes the weights of a checkpoint)",
         configuration={"command": options.command, "plan": plan, "settled": settled},
-        sources=tuple(one for one in (options.data, options.init_from) if one is not None),
+        sources=planned.sources,
     )
     return task, made
 
@@ -149,6 +149,7 @@ def train_lm(
     planned: Planned, *, ranks: Ranks, stop: Stop, listen: Listener = nobody, trackers: Trackers = NO_TRACKERS
 ) -> LoopReport:
     """Train what was planned, or go on with it; raises as slmx.train.loop.run."""
+    ranks.once(lambda: folder.look(planned.options, planned.sources))  # before anything is measured and compiled
     task, options = prepare_lm(planned, ranks, listen)
     return run(task, options, ranks=ranks, stop=stop, listen=listen, trackers=trackers)
 

@@ -91,6 +91,12 @@ class Planned:
     start: Mapping[str, Tensor] | None
     tokenizer: Tokenizer | None
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The data and the model that the run is made from."""
+        options = self.options
+        return (options.data,) if options.init_from is None else (options.data, options.init_from)
+
 
 def plan_lm(options: LmOptions, listen: Listener = nobody) -> Planned:
     """Open the data, choose the shape, and check that they fit.

@@ -30,7 +30,7 @@ from slmx.models.tokenizers import Tokenizer, load_tokenizer
 from slmx.records import Record
 from slmx.signals import Stop
 from slmx.track.trackers import NO_TRACKERS, Trackers
-from slmx.train import attention, rates
+from slmx.train import attention, folder, rates
 from slmx.train.cross_entropy import IGNORED
 from slmx.train.loop import Batch, LoopReport, run
 from slmx.train.loop_options import CausalOptions, check, loop_options
@@ -244,6 +244,8 @@ def train_sft(
 ) -> LoopReport:
     """Tune what was planned, or go on with it; raises as slmx.train.loop.run."""
     options, plan = planned.options, planned.plan
+    sources = (planned.folder, options.data)
+    ranks.once(lambda: folder.look(options, sources))  # before the model is loaded
     task = SftTask(planned, ranks)
     learning = sum(one.numel() for one in task.model.parameters() if one.requires_grad)
     made = loop_options(
@@ -255,7 +257,7 @@ def train_sft(
         metrics=METRICS,
         log=LOG,
         configuration={"command": options.command, "plan": plan, "learning": learning, "attention": task.tuned.backend},
-        sources=(planned.folder, options.data),
+        sources=sources,
     )
     return run(task, made, ranks=ranks, stop=stop, listen=listen, trackers=trackers)
 

@@ -19,7 +19,7 @@ import torch
 from slmx import app
 from slmx.errors import TERMINATED, RefusedError, SlmxError, UsageError
 from slmx.events import Notice
-from slmx.train import checkpoints, export, lm
+from slmx.train import checkpoints, export, lm, settle
 from slmx.train.lm_plan import plan_lm
 from tests.train.lm_files import METRICS, Asked, asked_in, run, tensors, write_folder
 
@@ -243,6 +243,25 @@ def test_what_is_there_is_not_replaced_by_chance(asked: Asked, tmp_path: Path) -
     with pytest.raises(UsageError, match="belongs to another run: lr differ"):
         run(asked(steps=2, resume=True, lr=0.5))
     run(asked(steps=2, overwrite=True))
+
+
+def test_a_folder_that_is_not_free_is_told_before_anything_is_measured(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("dear")
+
+    def measured(*_args: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(settle, "choose", measured)
+    with pytest.raises(RefusedError, match="not empty"):
+        run(asked())
+    with pytest.raises(RefusedError, match="holds no training run"):
+        run(asked(overwrite=True))
+    with pytest.raises(UsageError, match="no checkpoint"):
+        run(asked(resume=True))
+    assert (tmp_path / "run" / "letter.txt").is_file()
 
 
 def test_a_warm_start_begins_where_the_other_ended(asked: Asked, tmp_path: Path) -> None:
