@@ -286,6 +286,7 @@ def test_the_command_trains_tracks_and_says_what_to_type_next(
     assert list((tmp_path / "runs" / "a" / "logs").rglob("events.out.tfevents.*"))
     assert app.run([*words, "--steps", "3"]) == 4
     assert app.run([*words, "--steps", "3", "--tokens", "5"]) == 2
+    assert app.run([*words, "--steps", "3", "--seed", "-1", "--overwrite"]) == 2
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
