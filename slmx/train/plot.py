@@ -90,11 +90,11 @@ def plot(
     """
     if to.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{to} is no name of a page.", hint="--to NAME.html; the picture gets NAME.png.")
+    curves = _with_own_names([read_curves(run) for run in runs])
     picture = to.with_suffix(".png")
     for file in (to, picture):  # both, before one is written
         if file.exists() and not overwrite:
             raise RefusedError(f"{file} exists.", hint="Give --overwrite to replace it, or another name.")
-    curves = _with_own_names([read_curves(run) for run in runs])
     found = [_forecast(one, until, seed) if forecasting else None for one in curves]
     for one, told in zip(curves, found, strict=True):
         if told is not None and told.reason:
