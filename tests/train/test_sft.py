@@ -15,159 +15,19 @@ import torch
 from slmx.data.prepare_sft import SftJob, prepare_sft
 from slmx.data.sft_files import EmptyMask, open_sft
 from slmx.errors import RefusedError, SlmxError, UsageError
-from slmx.files import read_json, write_json
 from slmx.models.tokenizers import load_tokenizer
 from slmx.signals import Stop
 from slmx.train import export
-from slmx.train.cross_entropy import IGNORED
 from slmx.train.folder import RUN_FILE
-from slmx.train.packing import Packed
 from slmx.train.ranks import joined
-from slmx.train.sft import SftOptions, SftTask, plan_sft, train_sft
-from slmx.train.transformer import Shape, Transformer
-from slmx.train.tuned import Lora, OurModel, open_tuned
-
-CPU = torch.device("cpu")
+from slmx.train.sft import SftTask, plan_sft, train_sft
+from tests.train.sft_files import make_folders, options, train, weights_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tokenizer trained here, models of ours and of transformers with random weights, and examples."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from slmx.train.tokenizer import TokenizerOptions, train_tokenizer
-
-    root = tmp_path_factory.mktemp("sft")
-    text = "Which number comes after 4? The number after 4 is 5. One two three four five six seven.\n" * 40
-    (root / "corpus.txt").write_text(text, encoding="utf-8")
-    train_tokenizer(TokenizerOptions([root / "corpus.txt"], root / "tokenizer", vocab_size=300))
-    tokenizer = load_tokenizer(root / "tokenizer")
-    size = tokenizer.vocab_size
-    for name, more in (("ours", {}), ("qk", {"qk_norm": True, "kv_heads": 2, "activation": "relu2", "tied": False})):
-        shape = Shape(
-            **{
-                "vocab_size": size,
-                "dim": 32,
-                "layers": 2,
-                "heads": 4,
-                "kv_heads": 4,
-                "hidden": 64,
-                "context": 256,
-                **more,
-            }
-        )
-        model = Transformer(shape)
-        model.initialise(1)
-        with torch.no_grad():
-            for weight in model.parameters():  # no layer begins as the identity, so that a leak would show
-                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)))
-        export.save_model(root / name, shape, dict(model.named_parameters()), end_of_text=0, tokenizer=tokenizer)
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=size, n_positions=256, n_embd=32, n_layer=2, n_head=4, eos_token_id=0, bos_token_id=0
-    )
-    GPT2LMHeadModel(config).save_pretrained(root / "gpt2")
-    tokenizer.copy_to(root / "gpt2")
-    rows = [f'{{"question": "Which number comes after {n}?", "answer": "The number {n + 1}."}}' for n in range(60)]
-    (root / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    prepare_sft(SftJob([str(root / "rows.jsonl")], tokenizer, root / "data", val_share=0.2))
-    return {path.name: path for path in root.iterdir()}
-
-
-def options(folders: dict[str, Path], tmp_path: Path, **more: Any) -> SftOptions:
-    given = {"model": str(folders["ours"]), "data": folders["data"], "save_dir": tmp_path / "run", "steps": 6}
-    fixed = {"batch_size": 4, "dtype": "float32", "device": "cpu", "lr": 3e-3, "sample_interval": 3, "val_interval": 3}
-    return SftOptions(**{**given, **fixed, **more})
-
-
-def train(asked: SftOptions, stop: Stop | None = None) -> Any:
-    with joined(["cpu"]) as ranks:
-        return train_sft(plan_sft(asked), ranks=ranks, stop=stop or Stop())
-
-
-BACKENDS = [("ours", "blocked"), ("ours", "sdpa"), ("ours", "flex"), ("qk", "blocked"), ("qk", "sdpa")]
-BACKENDS += [("ours", "eager"), ("qk", "eager"), ("gpt2", "sdpa"), ("gpt2", "eager")]
-
-
-@pytest.mark.parametrize(("name", "backend"), BACKENDS)
-def test_packed_examples_do_not_see_each_other(folders: dict[str, Path], name: str, backend: str) -> None:
-    """The loss of a row is the sum of the losses of its examples alone, and another neighbour changes nothing."""
-    tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=256)
-    assert tuned.backend == backend
-    tuned.module.eval()
-    packed = Packed(open_sft(folders["data"]).train, length=256, batch=1, seed=0, pad=0)
-    row = max(packed.rows, key=len)
-    assert len(row) > 2
-    with torch.no_grad():
-        whole = float(tuned.loss(tuned.module, packed.make([row])))
-        alone = sum(float(tuned.loss(tuned.module, packed.make([[one]]))) for one in row)
-        assert whole == pytest.approx(alone, rel=1e-5)
-        changed = packed.make([row])
-        assert changed.segments is not None
-        first = changed.segments == 1
-        changed.tokens[first] = (changed.tokens[first] + 7) % 300
-        changed.targets[first] = IGNORED
-        rest = sum(float(tuned.loss(tuned.module, packed.make([[one]]))) for one in row[1:])
-        assert float(tuned.loss(tuned.module, changed)) == pytest.approx(rest, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["ours", "qk"])
-def test_our_model_and_transformers_agree_on_the_loss(folders: dict[str, Path], name: str) -> None:
-    packed = Packed(open_sft(folders["data"]).train, length=256, batch=2, seed=0, pad=0)
-    losses = []
-    for backend in ("blocked", "eager"):
-        tuned = open_tuned(folders[name], lora=Lora(), backend=backend, device=CPU, compute=torch.float32, length=256)
-        tuned.module.eval()
-        losses.append(float(tuned.loss(tuned.module, packed.batch(0)).detach()))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "ours"),
-    [
-        ("ours", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}, False),  # as stated before transformers 5
-        ("ours", {"rope_scaling": {"type": "linear", "factor": 4.0}}, False),
-        ("ours", {"hidden_act": "gelu"}, False),
-        ("qk", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, False),
-        ("ours", {"head_dim": None, "num_key_value_heads": None, "rope_scaling": None}, True),
-    ],
-)
-def test_a_model_of_other_mathematics_is_not_taken_for_ours(
-    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], ours: bool
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path / "model"
-    shutil.copytree(folders[name], folder)
-    config = read_json(folder / "config.json")
-    if "rope_scaling" in changes:
-        del config["rope_parameters"]
-    write_json(folder / "config.json", {**config, **changes})
-    tuned = open_tuned(folder, lora=Lora(), backend="auto", device=CPU, compute=torch.float32, length=64)
-    assert isinstance(tuned, OurModel) is ours
-    tokens = torch.arange(200)[None]
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        wanted = theirs(input_ids=tokens).logits[0, -1]
-    assert torch.allclose(tuned.next_logits(tokens), wanted, atol=1e-4)
-    if not ours:
-        with pytest.raises(SlmxError, match="does not know"):
-            export.load_model(folder)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    loaded: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    return loaded
+    return make_folders(tmp_path_factory.mktemp("sft"))
 
 
 @pytest.mark.parametrize(
