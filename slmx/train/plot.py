@@ -106,10 +106,17 @@ def plot(
     )
     from slmx.train import plot_page, plot_picture
 
-    panels = [panel for panel in PANELS if any(one.points(column) for one in curves for column in panel[1])]
+    panels = panels_of(curves)
     write_bytes(to, plot_page.page(curves, found, panels, report).encode(), overwrite=overwrite)
     write_bytes(picture, plot_picture.picture(curves, found, panels), overwrite=overwrite)
     return report
+
+
+def panels_of(curves: Sequence[Curves]) -> list[tuple[str, tuple[str, ...]]]:
+    """What there is to draw: the known panels, and nDCG@10 of a retriever on each set that it was validated on."""
+    validated = dict.fromkeys(name for one in curves for name in one.columns if name.startswith("ndcg@10 "))
+    panels = [PANELS[0], ("nDCG@10", tuple(validated)), *PANELS[1:]]
+    return [panel for panel in panels if any(one.points(column) for one in curves for column in panel[1])]
 
 
 def read_curves(run: Path) -> Curves:

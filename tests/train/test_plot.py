@@ -12,7 +12,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from slmx.app import run as slmx
 from slmx.errors import RefusedError, UsageError
-from slmx.train.plot import plot, read_curves, smoothed
+from slmx.train.plot import panels_of, plot, read_curves, smoothed
 
 OLD = "step,loss,lr,tokens_per_sec,eta_hours,elapsed_hours"
 
@@ -62,6 +62,7 @@ def test_a_cut_row_is_left_out_and_a_step_done_twice_counts_once(tmp_path: Path)
 def test_columns_that_come_in_rows_of_their_own_are_joined(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("\ufeffstep, loss, lr,ndcg@10 x\n10,2.5,0.1,\n10,,,0.4\n", encoding="utf-8")
     curves = read_curves(tmp_path / "metrics.csv")
+    assert [title for title, _ in panels_of([curves])] == ["loss", "nDCG@10", "learning rate"]
     assert curves.points("loss") == [(10, 2.5)] and curves.points("ndcg@10 x") == [(10, 0.4)]
 
 
