@@ -139,7 +139,7 @@ def _units(cleaned: Cleaned, words: int) -> Iterator[_Unit]:
                 waiting = None
             waiting = _joined(waiting, unit._replace(opens="heading"))
             continue
-        for part in _parts(text, unit, words):
+        for part in _parts(text, unit, words, 0 if waiting is None else waiting.words):
             yield _joined(waiting, part)
             waiting = None
     if waiting is not None:
@@ -152,15 +152,12 @@ def _joined(before: _Unit | None, unit: _Unit) -> _Unit:
     return _Unit(before.start, unit.end, before.words + unit.words, before.opens)
 
 
-def _parts(text: str, unit: _Unit, words: int) -> Iterator[_Unit]:
-    """The unit itself, or equal parts of it where it is longer than a passage may be."""
-    if unit.words <= words:
+def _parts(text: str, unit: _Unit, words: int, before: int) -> Iterator[_Unit]:
+    """The unit, or equal parts of it where it is longer than a passage may be that already has `before` words."""
+    if unit.words <= words or before + unit.words <= LONGEST * words:
         yield unit
         return
-    parts = -(-unit.words // words) if unit.words > LONGEST * words else 1
-    if parts == 1:
-        yield unit
-        return
+    parts = -(-unit.words // words)
     spans = [found.span() for found in re.finditer(r"\S+", text[unit.start : unit.end])]
     for number in range(parts):
         a, b = number * len(spans) // parts, (number + 1) * len(spans) // parts
