@@ -2,7 +2,9 @@
 
 A tokenizer and a nano model are made here from the other stories, in the time that is given (compiling included), and
 both models are measured on the same windows: each story, halved at a space until both see it whole, after the model's
-own beginning of a text. `--seconds 600` is how long the model may train.
+own beginning of a text. `--seconds 600` is how long the model may train, and PASSES how often it may read its stories:
+repeated up to four times, text is nearly as good as new (Muennighoff et al. 2023); seven passes fit into ten minutes
+and are worse than four (1.078 bits a byte in place of 1.026).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from harness import DATA, RESULTS, save
 from train_lm import KEPT_OUT, stories_of, token_folder
 
+from slmx.data.token_files import open_folder
 from slmx.events import Notice, Progress
 from slmx.signals import Stop
 from slmx.train.lm import estimate_lm, train_lm
@@ -27,6 +30,7 @@ from slmx.train.ranks import Ranks
 
 WINDOW = 512  # tokens, of both models
 VOCABULARY = 4096
+PASSES = 4
 
 
 def main() -> None:
@@ -104,7 +108,8 @@ def trained(stories: list[str], folder: Path, seconds: float, found: dict[str, A
     }
     ranks = Ranks(torch.device("cpu"))
     estimate = estimate_lm(plan_lm(LmOptions(**common, steps=10_000)), ranks=ranks, steps=10)
-    steps = int(0.94 * (seconds - 15) / estimate.seconds_per_step)
+    tokens = len(open_folder(folder / "tokens").train)
+    steps = min(int(0.94 * (seconds - 15) / estimate.seconds_per_step), PASSES * tokens // common["batch_tokens"])
     began, shown = time.perf_counter(), [0.0]
 
     def listen(event: Progress | Notice) -> None:
