@@ -17,6 +17,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slmx.data.token_files import Sidecar, open_folder, write_tokens
+from slmx.models.device import keep_freed_memory
 from slmx.train import attention, optim, rates
 from slmx.train.transformer import RMSNorm, Shape, Transformer, count_parameters, flops_per_token, rotate
 from slmx.train.windows import Windows, spread
@@ -52,12 +54,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument(
-        "--side", choices=["both", "slmx", "nanogpt"], default="both", help="--part loss: one side alone"
+        "--side", choices=["both", "slmx", "nanogpt", "plain"], default="both", help="--part loss, old: one side alone"
     )
     parser.add_argument("--batch", type=int, default=8, help="windows a step of the speed part, and at a time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.part == "old" and options.side != "both":
+        print(old_side(options.side))
+        return
     text = DATA / "text" / "en" / "tinystories_sample_2MiB.txt"
     if not text.is_file():
         print(f"train_lm: needs {text}; left out", file=sys.stderr)
@@ -253,27 +258,17 @@ def speed(data: Any, rounds: int, batch: int) -> dict[str, Any]:
 
 
 def old(rounds: int) -> dict[str, Any]:
-    """tiny-17m: our step beside the plain one, with the same 8 windows of 512 ids of a vocabulary of 50,257."""
-    random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        about = Sidecar(
-            format="slmx tokens 1",
-            tokenizer="random ids",
-            tokenizer_hash="",
-            vocab_size=50_257,
-            dtype="uint16",
-            tokens=0,
-            documents=1,
-            text_bytes=1,
-            end_of_text=0,
-        )
-        write_tokens(Path(folder) / "train.bin", [random.integers(0, 50_257, 100_000)], about)
-        windows = Windows(open_folder(Path(folder)).train, length=512, batch=8, seed=0)
-        steps = {"slmx": ours(rates.fastest_dtype(CPU), shape=TINY)[1], "plain": plain()[1]}
-        for step in steps.values():
-            step(torch.from_numpy(windows.batch(0)), 0.1)
-        steps["slmx"](torch.from_numpy(windows.batch(1)), 0.1)
-        seconds = in_turn({name: (step, windows) for name, step in steps.items()}, rounds)
+    """tiny-17m: our step beside the plain one, with the same 8 windows of 512 ids of a vocabulary of 50,257.
+
+    Each side has a process of its own, in turn: ours keeps freed memory, as `slmx train lm` does.
+    """
+    seconds: dict[str, list[float]] = {"slmx": [], "plain": []}
+    for number in range(rounds):
+        for name, taken in seconds.items():
+            command = [sys.executable, __file__, "--part", "old", "--side", name]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            taken.append(float(said.split()[-1]))
+        print(f"  round {number + 1}: { ({n: round(s[-1], 3) for n, s in seconds.items()}) }", file=sys.stderr)
     work = flops_per_token(TINY, 512) * 8 * 512
     dtypes = {"slmx": rates.fastest_dtype(CPU), "plain": torch.float32}
     return {
@@ -283,6 +278,20 @@ def old(rounds: int) -> dict[str, Any]:
         "matrix_rate": {name: rates.matrix_rate(CPU, dtype) for name, dtype in dtypes.items()},
         "mfu": {n: work / statistics.median(seconds[n]) / rates.matrix_rate(CPU, d) for n, d in dtypes.items()},
     }
+
+
+def old_side(name: str) -> float:
+    """Seconds of a step of one side, the median of four behind two that are not counted."""
+    if name == "slmx":
+        keep_freed_memory()
+    step = (ours(rates.fastest_dtype(CPU), shape=TINY) if name == "slmx" else plain())[1]
+    taken = []
+    for number in range(6):
+        ids = torch.from_numpy(np.random.default_rng(number).integers(0, 50_257, (8, 513)))
+        at = time.perf_counter()
+        step(ids, 0.1)
+        taken.append(time.perf_counter() - at)
+    return statistics.median(taken[2:])
 
 
 def in_turn(steps: dict[str, tuple[Step, Windows]], rounds: int) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # a target that counts for nothing
-LOGITS_HELD = {"cpu": 1 << 25, "cuda": 1 << 27}  # so many at a time: each piece adds to the whole head's gradient
+LOGITS_HELD = {"cpu": 1 << 26, "cuda": 1 << 27}  # so many at a time: each piece adds to the whole head's gradient
 
 Piece = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
