@@ -32,7 +32,7 @@ MEANINGS = (
     ("token recall", "the share of the gold answer's words that the answer holds; match: they stand there as a run."),
     ("EM, F1", "the answer equals the gold; overlap of words. Low here: the baseline answers with whole sentences."),
     ("k-precision", "the share of the answer's words that the passages hold: faithfulness."),
-    ("coverage", "how often an answer stands in the passages given: no reader can do better for long."),
+    ("coverage", "how often an answer stands in the passages retrieved: no reader can do better for long."),
     ("nDCG@k, recall@k", "where the gold passages stand in the ranking, and how many of them are in it."),
 )
 
