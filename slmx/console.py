@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,11 @@ class Manner:
 
 
 manner = Manner()
+
+
+def typed() -> str:
+    """The command as it was typed, quoted so that it can be typed again: for records and model cards."""
+    return shlex.join(["slmx", *sys.argv[1:]])
 
 
 def harmless(text: str) -> str:

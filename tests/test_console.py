@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 
 import pytest
@@ -67,3 +68,9 @@ def test_other_languages_lines_and_tabs_stay(capsys: pytest.CaptureFixture[str])
     console.result(text, lambda said: console.table("", [""], [[said]]))
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["Ж 漢 é می\u200cخواهم", "second", ""]
     assert console.harmless("a\tb\n") == "a\tb\n"
+
+
+def test_a_typed_command_is_written_down_so_that_a_shell_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "lm", "--save-dir", "runs/it's mine", "--preset=nano-6m"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/slmx", *words])
+    assert shlex.split(console.typed()) == ["slmx", *words]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,7 +140,7 @@ def retriever(
 
     Example: `slmx train retriever --data-dirs scifact pairs --weights 1,2 --steps 200 --save-dir mine`
     """
-    from slmx import settings
+    from slmx import console, settings
     from slmx.train.retriever_options import TrainOptions, parse_dims, parse_prompts, parse_weights
 
     known = settings.load_with_hub_token()
@@ -195,7 +193,7 @@ def retriever(
         resume=resume,
         overwrite=overwrite,
         seed=known.seed if seed is None else seed,
-        command=shlex.join(["slmx", *sys.argv[1:]]),
+        command=console.typed(),
     )
     if dry_run:
         _show_plan(asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +129,7 @@ def lm(
 
     Example: `slmx train lm --preset nano-6m --data tokens --steps 1000 --save-dir runs/lm`
     """
-    from slmx import settings
+    from slmx import console, settings
     from slmx.track.trackers import chosen_trackers
     from slmx.train import ranks
     from slmx.train.lm_plan import LmOptions
@@ -171,7 +170,7 @@ def lm(
         resume=resume,
         overwrite=overwrite,
         seed=known.seed if seed is None else seed,
-        command=" ".join(["slmx", *sys.argv[1:]]),
+        command=console.typed(),
     )
     track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
@@ -322,7 +321,7 @@ def sft(
         resume=resume,
         overwrite=overwrite,
         seed=known.seed if seed is None else seed,
-        command=" ".join(["slmx", *sys.argv[1:]]),
+        command=console.typed(),
     )
     track = chosen_trackers(known, clearml=clearml, tensorboard=tensorboard, default_tensorboard=True)
     devices = ranks.devices(asked.device, gpus, num_gpus)
