@@ -160,7 +160,7 @@ def schedule(step: int, steps: int, *, kind: str, warmup: float, decay: float, f
     if kind == "constant":
         return 1.0
     if kind == "cosine":
-        done = (step - up) / max(1, steps - up)
+        done = (step - up) / (steps - up) if step < steps else 1.0
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
     down = max(1.0, decay * steps if decay < 1 else decay)
     return floor + (1 - floor) * min(1.0, (steps - step) / down)
