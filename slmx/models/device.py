@@ -6,6 +6,7 @@ fp32, and on a GPU older than Ampere torch emulates it. "auto" never picks it th
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import lru_cache
 from pathlib import Path
@@ -51,13 +52,15 @@ class Machine(Record, frozen=True):
 
 
 def keep_freed_memory() -> None:
-    """Let memory that was freed stay with this process, for the next tensor of its size.
+    """Let memory that was freed stay with this process, for the next tensor of its size; call it before the first one.
 
     glibc gives large blocks back at once, and each page of a new one is a fault: on a processor that is up to a quarter
-    of a training step. Does nothing where the C library has no mallopt.
+    of a training step. It puts a tensor into the place of one of the same size only where both begin on a page, and
+    torch lets them do so where it may ask for huge pages. Does nothing where the C library has no mallopt.
     """
     import ctypes
 
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

@@ -18,13 +18,16 @@ from slmx.train.windows import Windows, spread
 from tests.train.lm_files import thin, write_folder
 
 
+@pytest.mark.parametrize("vocabulary", [40, cross_entropy.ALIGNED])
 @pytest.mark.parametrize("rows", [1, 100, 257])
-def test_the_chunked_loss_is_cross_entropy_with_its_gradients(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cross_entropy.LOGITS_HELD, "cpu", 50 * 40)
+def test_the_chunked_loss_is_cross_entropy_with_its_gradients(
+    rows: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cross_entropy.LOGITS_HELD, "cpu", 50 * cross_entropy.ALIGNED)
     torch.manual_seed(rows)
     hidden = torch.randn(rows, 8, requires_grad=True)
-    weight = torch.randn(40, 8, requires_grad=True)
-    targets = torch.randint(40, (rows,))
+    weight = torch.randn(vocabulary, 8, requires_grad=True)
+    targets = torch.randint(vocabulary, (rows,))
     targets[::3] = cross_entropy.IGNORED
     found = cross_entropy.summed_loss(hidden, weight, targets) * 0.5
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") * 0.5
