@@ -112,7 +112,7 @@ def test_the_description_is_json_and_repeats() -> None:
     assert msgspec.json.decode(msgspec.json.encode(first), type=devices.Machine) == first
 
 
-# Like steps of a training: a large tensor that is freed, and a small one that stays. Prints faults, and KiB that came on.
+# Steps of a training, in short: a large tensor is freed, a small one stays. Prints faults, and KiB that came on.
 _STEPS = """
 import resource, sys, torch
 from slmx.models.device import keep_freed_memory
