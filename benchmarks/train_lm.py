@@ -1,6 +1,6 @@
 """Training a small transformer: slmx beside nanoGPT, and beside the older system's plain loop.
 
-    python benchmarks/train_lm.py --part speed       # tokens/s, step by step in turn, in one process
+    python benchmarks/train_lm.py --part speed       # tokens/s, in turn, each side in a process of its own
     python benchmarks/train_lm.py --part loss        # validation loss after the same minutes, compiling included
     python benchmarks/train_lm.py --part old         # tiny-17m: fp32, one sample at a time, explicit softmax
 
@@ -53,15 +53,14 @@ def main() -> None:
     parser.add_argument("--part", choices=["speed", "loss", "old", "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=180.0)
-    parser.add_argument(
-        "--side", choices=["both", "slmx", "nanogpt", "plain"], default="both", help="--part loss, old: one side alone"
-    )
+    parser.add_argument("--side", choices=["both", "slmx", "nanogpt", "plain"], default="both", help="one side alone")
     parser.add_argument("--batch", type=int, default=8, help="windows a step of the speed part, and at a time")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of each side")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.part == "old" and options.side != "both":
-        print(old_side(options.side))
+        told = one_side("old", options.side, lambda n: np.random.default_rng(n).integers(0, 50_257, (8, 513)))
+        print(json.dumps(told))
         return
     text = DATA / "text" / "en" / "tinystories_sample_2MiB.txt"
     if not text.is_file():
@@ -70,8 +69,12 @@ def main() -> None:
     figures: dict[str, Any] = json.loads(options.to.read_text())["figures"] if options.to.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         data = open_folder(token_folder(stories_of(text), Path(folder) / "tokens", 8192))
+        if options.part == "speed" and options.side != "both":
+            windows = Windows(data.train, length=512, batch=options.batch, seed=0)
+            print(json.dumps(one_side("speed", options.side, windows.batch)))
+            return
         if options.part in ("speed", "all"):
-            figures["speed"] = speed(data, options.rounds, options.batch)
+            figures["speed"] = speed(options.rounds, options.batch)
         if options.part in ("loss", "all"):
             figures["loss"] = {**figures.get("loss", {}), **loss(data, options.seconds, options.side)}
         if options.part in ("old", "all"):
@@ -118,12 +121,12 @@ def token_folder(stories: list[str], folder: Path, vocabulary: int) -> Path:
 # ------------------------------------------------------------------------------------------------------- three trainers
 
 
-def ours(dtype: torch.dtype, *, compiled: bool = True, seed: int = 0, shape: Shape = SHAPE) -> tuple[nn.Module, Step]:
+def ours(dtype: torch.dtype, *, seed: int = 0, shape: Shape = SHAPE) -> tuple[nn.Module, Step]:
     """slmx's model and a step of it, as `slmx train lm` takes it; ids (windows, length + 1) and the rates' share in."""
+    keep_freed_memory()
     model = Transformer(shape, compute=dtype)
     model.initialise(seed)
-    if compiled:
-        model.compile_layers()
+    model.compile_layers()
     optimizers = optim.optimizers_for(
         list(model.named_parameters()), kind="muon", lr=6e-3, matrix_lr=0.02, weight_decay=0.1, compute=dtype
     )
@@ -233,42 +236,27 @@ def plain() -> tuple[nn.Module, Step]:
 # ----------------------------------------------------------------------------------------------------------- the parts
 
 
-def speed(data: Any, rounds: int, batch: int) -> dict[str, Any]:
-    """Steps in turn: ours, nanoGPT's, ours …; tokens/s of each and their ratio, pair by pair."""
+def speed(rounds: int, batch: int) -> dict[str, Any]:
+    """Our step beside nanoGPT's, with the same windows of TinyStories; tokens/s of each and their ratio."""
     dtype = rates.fastest_dtype(CPU)
-    sides = {"slmx": ours(dtype), "nanogpt": nanogpt(dtype)}
-    windows = Windows(data.train, length=512, batch=batch, seed=0)
-    steps = {name: made[1] for name, made in sides.items() if made}
-    for step in steps.values():
-        for number in range(2):
-            step(torch.from_numpy(windows.batch(number)), 0.1)
-    seconds = in_turn({name: (step, windows) for name, step in steps.items()}, rounds)
+    names = ["slmx", "nanogpt"] if os.environ.get("NANOGPT") else ["slmx"]
+    told = in_turn("speed", names, rounds, batch)
+    rate = rates.matrix_rate(CPU, dtype)
+    work = flops_per_token(SHAPE, 512) * batch * 512
     return {
-        **speeds(seconds, batch * 512),
+        **speeds({name: [one["seconds"] for one in of_side] for name, of_side in told.items()}, batch * 512),
         "dtype": str(dtype),
         "threads": torch.get_num_threads(),
-        "parameters": {name: sum(p.numel() for p in made[0].parameters()) for name, made in sides.items() if made},
-        "mfu": flops_per_token(SHAPE, 512)
-        * batch
-        * 512
-        / statistics.median(seconds["slmx"])
-        / rates.matrix_rate(CPU, dtype),
-        "matrix_rate": rates.matrix_rate(CPU, dtype),
+        "parameters": {name: int(of_side[0]["parameters"]) for name, of_side in told.items()},
+        "mfu": work / statistics.median(one["seconds"] for one in told["slmx"]) / rate,
+        "matrix_rate": rate,
     }
 
 
 def old(rounds: int) -> dict[str, Any]:
-    """tiny-17m: our step beside the plain one, with the same 8 windows of 512 ids of a vocabulary of 50,257.
-
-    Each side has a process of its own, in turn: ours keeps freed memory, as `slmx train lm` does.
-    """
-    seconds: dict[str, list[float]] = {"slmx": [], "plain": []}
-    for number in range(rounds):
-        for name, taken in seconds.items():
-            command = [sys.executable, __file__, "--part", "old", "--side", name]
-            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            taken.append(float(said.split()[-1]))
-        print(f"  round {number + 1}: { ({n: round(s[-1], 3) for n, s in seconds.items()}) }", file=sys.stderr)
+    """tiny-17m: our step beside the plain one, with the same 8 windows of 512 ids of a vocabulary of 50,257."""
+    told = in_turn("old", ["slmx", "plain"], rounds, 8)
+    seconds = {name: [one["seconds"] for one in of_side] for name, of_side in told.items()}
     work = flops_per_token(TINY, 512) * 8 * 512
     dtypes = {"slmx": rates.fastest_dtype(CPU), "plain": torch.float32}
     return {
@@ -280,31 +268,37 @@ def old(rounds: int) -> dict[str, Any]:
     }
 
 
-def old_side(name: str) -> float:
-    """Seconds of a step of one side, the median of four behind two that are not counted."""
-    if name == "slmx":
-        keep_freed_memory()
-    step = (ours(rates.fastest_dtype(CPU), shape=TINY) if name == "slmx" else plain())[1]
+def in_turn(part: str, names: list[str], rounds: int, batch: int) -> dict[str, list[dict[str, float]]]:
+    """What each side tells of its steps, round by round; each has a process of its own, as a user's training has."""
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name, of_side in told.items():
+            command = [sys.executable, __file__, "--part", part, "--side", name, "--batch", str(batch)]
+            command += ["--threads", str(torch.get_num_threads())]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            of_side.append(json.loads(said.splitlines()[-1]))
+        print(f"  round {number + 1}: { ({n: round(s[-1]['seconds'], 3) for n, s in told.items()}) }", file=sys.stderr)
+    return told
+
+
+def one_side(part: str, name: str, batches: Callable[[int], np.ndarray]) -> dict[str, float]:
+    """Seconds of a step of one side, the median of six behind four that are not counted, and its parameters."""
+    dtype = rates.fastest_dtype(CPU)
+    makers: dict[str, Callable[[], tuple[nn.Module, Step] | None]] = {
+        "slmx": lambda: ours(dtype, shape=TINY if part == "old" else SHAPE),
+        "nanogpt": lambda: nanogpt(dtype),
+        "plain": plain,
+    }
+    made = makers[name]()
+    assert made is not None, "nanoGPT is not at hand"
+    model, step = made
     taken = []
-    for number in range(6):
-        ids = torch.from_numpy(np.random.default_rng(number).integers(0, 50_257, (8, 513)))
+    for number in range(10):
+        ids = torch.from_numpy(batches(number))
         at = time.perf_counter()
         step(ids, 0.1)
         taken.append(time.perf_counter() - at)
-    return statistics.median(taken[2:])
-
-
-def in_turn(steps: dict[str, tuple[Step, Windows]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step of each side, round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds):
-        for name, (step, windows) in steps.items():
-            ids = torch.from_numpy(windows.batch(number + 2))
-            at = time.perf_counter()
-            step(ids, 0.1)
-            seconds[name].append(time.perf_counter() - at)
-        print(f"  round {number + 1}: { ({n: round(s[-1], 3) for n, s in seconds.items()}) }", file=sys.stderr)
-    return seconds
+    return {"seconds": statistics.median(taken[4:]), "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def speeds(seconds: dict[str, list[float]], tokens: int) -> dict[str, Any]:
@@ -435,7 +429,9 @@ def _why(old: dict[str, Any]) -> str:
     return (
         f"tiny-17m's work is products, most of them the head's. slmx reaches {100 * mfu['slmx']:.0f} % of the "
         f"{rate['slmx'] / 1e9:.0f} GFLOP/s measured in bf16, the plain loop {100 * mfu['plain']:.0f} % of the "
-        f"{rate['plain'] / 1e9:.0f} in fp32: products alone, with nothing around them, would be {bound:.2f}×."
+        f"{rate['plain'] / 1e9:.0f} in fp32: products alone, with nothing around them, would be {bound:.2f}×. "
+        "Repeat it before trusting it: on a shared host the two rates do not move together, and the median of a run with "
+        "them (3.37× to 4.20× on one day)."
     )
 
 
