@@ -430,8 +430,8 @@ def _why(old: dict[str, Any]) -> str:
         f"tiny-17m's work is products, most of them the head's. slmx reaches {100 * mfu['slmx']:.0f} % of the "
         f"{rate['slmx'] / 1e9:.0f} GFLOP/s measured in bf16, the plain loop {100 * mfu['plain']:.0f} % of the "
         f"{rate['plain'] / 1e9:.0f} in fp32: products alone, with nothing around them, would be {bound:.2f}×. "
-        "Repeat it before trusting it: on a shared host the two rates do not move together, and the median of a run with "
-        "them (3.37× to 4.20× on one day)."
+        "Repeat it before trusting it: on a shared host the two rates do not move together, and the median of a run "
+        "moves with them (3.37× to 4.20× on one day)."
     )
 
 
