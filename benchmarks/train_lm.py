@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slmx.data.token_files import Sidecar, open_folder, write_tokens
-from slmx.models.device import keep_freed_memory
+from slmx.models.device import ask_for_huge_pages
 from slmx.train import attention, optim, rates
 from slmx.train.transformer import RMSNorm, Shape, Transformer, count_parameters, flops_per_token, rotate
 from slmx.train.windows import Windows, spread
@@ -123,7 +123,7 @@ def token_folder(stories: list[str], folder: Path, vocabulary: int) -> Path:
 
 def ours(dtype: torch.dtype, *, seed: int = 0, shape: Shape = SHAPE) -> tuple[nn.Module, Step]:
     """slmx's model and a step of it, as `slmx train lm` takes it; ids (windows, length + 1) and the rates' share in."""
-    keep_freed_memory()
+    ask_for_huge_pages()
     model = Transformer(shape, compute=dtype)
     model.initialise(seed)
     model.compile_layers()

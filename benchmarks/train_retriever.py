@@ -25,7 +25,7 @@ from harness import DATA, RESULTS, save
 
 from slmx.data.beir import read_corpus
 from slmx.events import Notice, Progress
-from slmx.models.device import has_bf16, keep_freed_memory, pick_device
+from slmx.models.device import ask_for_huge_pages, has_bf16, pick_device
 from slmx.models.encoders import resolve
 from slmx.signals import Stop
 from slmx.train.pairs import open_sets
@@ -60,7 +60,7 @@ def ours(place: Path, batch: int, steps: int, bf16: bool) -> list[float]:
         if isinstance(event, Progress) and event.task == "train":
             ends.append(time.perf_counter())
 
-    keep_freed_memory()  # as the command does
+    ask_for_huge_pages()  # as the command does
     options = TrainOptions(
         data_dirs=folders(place),
         save_dir=Path(tempfile.mkdtemp(dir=place)) / "run",

@@ -30,7 +30,6 @@ DTYPES = {
     "fp32": "float32",
 }
 CPUINFO = Path("/proc/cpuinfo")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class Machine(Record, frozen=True):
@@ -51,22 +50,14 @@ class Machine(Record, frozen=True):
     cuda: str = ""
 
 
-def keep_freed_memory() -> None:
-    """Let memory that was freed stay with this process, for the next tensor of its size; call it before the first one.
+def ask_for_huge_pages() -> None:
+    """Let torch ask the kernel for huge pages behind each tensor of over 2 MiB; call it before the first tensor.
 
-    glibc gives large blocks back at once, and each page of a new one is a fault: on a processor that is up to a quarter
-    of a training step. It puts a tensor into the place of one of the same size only where both begin on a page, and
-    torch lets them do so where it may ask for huge pages. Does nothing where the C library has no mallopt.
+    A training frees and takes hundreds of megabytes a step, and each new page of 4 KiB is a fault: on a processor up to
+    a quarter of a step. A huge page is one fault for 512 of them. Does nothing where the kernel has none, or the user
+    has set THP_MEM_ALLOC_ENABLE (of torch's CPU allocator).
     """
-    import ctypes
-
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def pick_device(name: str = "auto") -> torch.device:

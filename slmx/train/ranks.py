@@ -25,7 +25,7 @@ import torch
 from torch import distributed
 
 from slmx.errors import FAILED, INTERRUPTED, TERMINATED, SlmxError, UsageError
-from slmx.models.device import keep_freed_memory, pick_device
+from slmx.models.device import ask_for_huge_pages, pick_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # while rank 0 validates the others wait; a process that died is noticed without it
@@ -199,7 +199,7 @@ def joined(wanted: Sequence[str]) -> Iterator[Ranks]:
         wanted: a device for each process of this machine, or one for all: "auto" and "cuda" are then the card of the
             process's number where there are cards, else the processor.
     """
-    keep_freed_memory()
+    ask_for_huge_pages()
     if not inside():
         yield Ranks(pick_device(wanted[0]))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,36 +112,39 @@ def test_the_description_is_json_and_repeats() -> None:
     assert msgspec.json.decode(msgspec.json.encode(first), type=devices.Machine) == first
 
 
-# Steps of a training, in short: a large tensor is freed, a small one stays. Prints faults, and KiB that came on.
-_STEPS = """
-import resource, sys, torch
-from slmx.models.device import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def used():
-    return resource.getrusage(resource.RUSAGE_SELF)
-kept = []
-def step():
-    torch.ones(1 << 24)
-    kept.append(torch.ones(100))
-for _ in range(3):
-    step()
-before = used()
-for _ in range(12):
-    step()
-print(used().ru_minflt - before.ru_minflt, used().ru_maxrss - before.ru_maxrss)
+# Prints the kernel's flags of the pages that one tensor lies on.
+_FLAGS = """
+import sys, torch
+from slmx.train.ranks import joined
+def flags(tensor):
+    inside = False
+    for line in open("/proc/self/smaps"):
+        head, *rest = line.split()
+        if "-" in head:
+            start, end = (int(one, 16) for one in head.split("-"))
+            inside = start <= tensor.data_ptr() + tensor.nbytes // 2 < end
+        elif inside and head == "VmFlags:":
+            return rest
+if sys.argv[1] == "training":
+    with joined(["cpu"]):
+        print(*flags(torch.ones(1 << 24)))
+else:
+    print(*flags(torch.ones(1 << 24)))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_freed_memory_is_kept_for_the_next_tensor_and_no_other_is_taken() -> None:
-    """In processes of their own, since it holds for all of one."""
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no transparent huge pages"
+)
+def test_a_training_asks_for_huge_pages_and_leaves_the_users_word_alone() -> None:
+    """In processes of their own: torch reads the setting at its first tensor."""
 
-    def used(memory: str) -> list[int]:
-        command = [sys.executable, "-c", _STEPS, memory]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return [int(number) for number in said.split()]
+    def asked(what: str, **environment: str) -> bool:
+        clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        command = [sys.executable, "-c", _FLAGS, what]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, env=clean | environment)
+        return "hg" in told.stdout.split()  # proc(5): huge page advised
 
-    faults, more = used("keep")
-    assert faults < used("return")[0] / 10
-    assert more < 2 * (1 << 16)  # of 12 tensors of 64 MiB
+    assert asked("training")
+    assert not asked("training", THP_MEM_ALLOC_ENABLE="0")
+    assert not asked("nothing")
