@@ -24,6 +24,8 @@ def test_the_chunked_loss_is_cross_entropy_with_its_gradients(
     rows: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cross_entropy.LOGITS_HELD, "cpu", 50 * cross_entropy.ALIGNED)
+    monkeypatch.setitem(cross_entropy.LOGITS_A_PIECE, "cpu", 16 * cross_entropy.ALIGNED)
+    monkeypatch.setitem(cross_entropy.HEAD_ROWS, "cpu", 24)
     torch.manual_seed(rows)
     hidden = torch.randn(rows, 8, requires_grad=True)
     weight = torch.randn(vocabulary, 8, requires_grad=True)
