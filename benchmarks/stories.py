@@ -33,7 +33,7 @@ from slmx.train.ranks import Ranks
 
 WINDOW = 512  # tokens, of both models
 VOCABULARY = 4096
-CANDIDATES = [(3, 0.2), (4, 0.2), (5, 0.2), (7, 1.0)]  # passes over the stories, weight decay
+CANDIDATES = [(3, 0.2), (4, 0.2), (5, 0.2)]  # passes over the stories, weight decay
 
 
 def main() -> None:

@@ -431,7 +431,7 @@ def _why(old: dict[str, Any]) -> str:
         f"{rate['slmx'] / 1e9:.0f} GFLOP/s measured in bf16, the plain loop {100 * mfu['plain']:.0f} % of the "
         f"{rate['plain'] / 1e9:.0f} in fp32: products alone, with nothing around them, would be {bound:.2f}×. "
         "Repeat it before trusting it: on a shared host the two rates do not move together, and the median of a run "
-        "moves with them (3.37× to 4.20× on one day)."
+        "moves with them."
     )
 
 
