@@ -90,11 +90,11 @@ def _forward(
     # One place for all of them: freed memory goes back to the kernel, and each page of new memory is a fault.
     place = hidden.new_empty(min(held, rows), width)
     for start in range(0, rows, held):
-        part = hidden[start : start + held]
+        part, of_part = hidden[start : start + held], targets[start : start + held]
         logits = torch.mm(part, head.T, out=place[: len(part)])
         logits[:, vocabulary:] = -torch.inf  # what is no token has no share
         for first in range(0, len(part), size):
-            loss += piece(logits[first : first + size], targets[start : start + held][first : first + size]).sum()
+            loss += piece(logits[first : first + size], of_part[first : first + size]).sum()
         if grad_head is not None and grad_hidden is not None:
             torch.mm(logits, head, out=grad_hidden[start : start + held])
             at_a_time = _of_device(HEAD_ROWS, hidden)
